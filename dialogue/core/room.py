@@ -1,0 +1,165 @@
+"""One open room: its rings, its seq, and who is subscribed to what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ..config import RoomType
+from ..events import EncodedEvent
+from .ring import Ring
+
+
+class Subscription(NamedTuple):
+    """The event names that a subscriber wants; hashable, so that equal ones share their frames.
+
+    Attributes:
+        is_all: Whether *names* are the exceptions from everything, rather than the only ones.
+        names: See *is_all*.
+    """
+
+    is_all: bool
+    names: frozenset[str]
+
+    def wants(self, event: str) -> bool:
+        """Whether *event* belongs to the subscription."""
+        return (event in self.names) is not self.is_all
+
+    def add(self, names: Iterable[str]) -> Subscription:
+        """Return the subscription with *names* added."""
+        return self._replace(names=self.names - set(names) if self.is_all else self.names | set(names))
+
+    def remove(self, names: Iterable[str]) -> Subscription:
+        """Return the subscription without *names*."""
+        return self._replace(names=self.names | set(names) if self.is_all else self.names - set(names))
+
+
+ALL = Subscription(True, frozenset())
+NONE = Subscription(False, frozenset())
+
+
+class Subscriber:
+    """A connection in a room.
+
+    Its identity is the membership: leaving and joining again makes another one, so an answer that was started
+    under the old one can tell that it is stale.
+
+    Attributes:
+        user_id: Whose connection it is.
+        sink: Where its frames go; opaque here.
+        subscription: What it wants; change it with `Room.resubscribe`.
+        held: While a join is being answered, the frames that must follow the answer; None otherwise.
+    """
+
+    __slots__ = ("held", "sink", "subscription", "user_id")
+
+    def __init__(self, user_id: str, sink: Any, subscription: Subscription) -> None:
+        self.user_id = user_id
+        self.sink = sink
+        self.subscription = subscription
+        self.held: list[Any] | None = None
+
+
+class Group(NamedTuple):
+    """The subscribers that get the same messages of a batch."""
+
+    events: Sequence[EncodedEvent]
+    subscribers: Iterable[Subscriber]
+
+
+class Room:
+    """One open room.
+
+    Args:
+        room_id: Its id.
+        room_type: Its declaration.
+        params: The pattern's parameters.
+        last_seq: The newest seq that subscribers have been told of.
+        rings: By event name.
+    """
+
+    __slots__ = ("_groups", "last_seq", "params", "rings", "room_id", "room_type")
+
+    def __init__(
+        self,
+        room_id: str,
+        room_type: RoomType,
+        params: dict[str, str],
+        *,
+        last_seq: int = 0,
+        rings: dict[str, Ring] | None = None,
+    ) -> None:
+        self.room_id = room_id
+        self.room_type = room_type
+        self.params = params
+        self.last_seq = last_seq
+        self.rings: dict[str, Ring] = {} if rings is None else rings
+        # A dict keeps joining order, and removes in constant time.
+        self._groups: dict[Subscription, dict[Subscriber, None]] = {}
+
+    @property
+    def size(self) -> int:
+        """How many connections are in the room."""
+        return sum(map(len, self._groups.values()))
+
+    def subscribers(self) -> Iterator[Subscriber]:
+        """Iterate over all connections in the room."""
+        for group in self._groups.values():
+            yield from group
+
+    def add(self, subscriber: Subscriber) -> None:
+        """Add a connection."""
+        self._groups.setdefault(subscriber.subscription, {})[subscriber] = None
+
+    def discard(self, subscriber: Subscriber) -> None:
+        """Remove a connection if it is in the room."""
+        group = self._groups.get(subscriber.subscription)
+        if group is not None:
+            group.pop(subscriber, None)
+            if not group:
+                del self._groups[subscriber.subscription]
+
+    def resubscribe(self, subscriber: Subscriber, subscription: Subscription) -> None:
+        """Give *subscriber* another subscription, from the next batch on."""
+        self.discard(subscriber)
+        subscriber.subscription = subscription
+        self.add(subscriber)
+
+    def recorded_names(self) -> list[str]:
+        """Return the names of the recorded types: declared ones first, then others that have events."""
+        names = {name: None for name, event_type in self.room_type.events.items() if event_type.history}
+        return list(names | dict.fromkeys(self.rings))
+
+    def push(self, event: EncodedEvent) -> EncodedEvent | None:
+        """Add a recorded event; return the one that leaves its ring, if any.
+
+        Raises:
+            ValueError: Its seq is not the room's next one: telling it would hide a hole.
+        """
+        if event.seq != self.last_seq + 1:
+            raise ValueError(f"seq {event.seq} does not follow {self.last_seq} in room {self.room_id!r}")
+        ring = self.rings.get(event.event)
+        if ring is None:
+            event_type = self.room_type.event_type(event.event)
+            limit = event_type.history.limit if event_type and event_type.history else 1
+            ring = self.rings[event.event] = Ring(limit, last_position=event.position - 1)
+        evicted = ring.push(event)
+        self.last_seq = event.seq
+        return evicted
+
+    def groups(self, events: Sequence[EncodedEvent]) -> list[Group]:
+        """Return who gets which of *events*: one entry per distinct selection, so that it is encoded once."""
+        if len(self._groups) == 1:
+            (subscription,) = self._groups
+            selected = [event for event in events if subscription.wants(event.event)]
+            return [Group(selected, self._groups[subscription])] if selected else []
+        names = {event.event for event in events}
+        by_selection: dict[frozenset[str], list[Subscriber]] = {}
+        for subscription, group in self._groups.items():
+            wanted = frozenset(name for name in names if subscription.wants(name))
+            if wanted:
+                by_selection.setdefault(wanted, []).extend(group)
+        return [
+            Group([event for event in events if event.event in wanted], subscribers)
+            for wanted, subscribers in by_selection.items()
+        ]

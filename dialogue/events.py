@@ -1,0 +1,330 @@
+"""Events, and the encoded form in which rings, pages and frames carry them.
+
+An event is encoded once, when it is recorded (or read from the log), to the JSON message of the wire protocol.
+Everything after that - fan-out, join sync, pages, replay - joins those bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+
+import msgspec
+
+if TYPE_CHECKING:
+    from .config import EventType
+
+T = TypeVar("T")
+
+Kind = Literal["event", "command", "system", "notification", "presence"]
+"""What an event is for; declared with its type, ``event`` by default."""
+
+KINDS: tuple[Kind, ...] = ("event", "command", "system", "notification", "presence")
+
+SERVER_KEY_PREFIX = "$"
+"""Keys that the server makes start so; a client's key may not, so that the two never meet."""
+
+
+class EncodedEvent(msgspec.Struct, frozen=True, gc=False):
+    """One event as it is kept in memory and sent.
+
+    ``gc=False``: nothing in it can form a cycle, and a collector that need not walk the rings costs less.
+
+    Attributes:
+        seq: The room's counter; None for an ephemeral event and for an archive's row without seq.
+        position: The stream's counter, growing by one per event; 0 for an ephemeral event. An archive's rows
+            from before this life of the log have positions of 0 and below.
+        event: The event's name.
+        sender: The user it is from.
+        key: The key that its publisher chose; None where the server made it. Sent only to the publisher.
+        json: The wire message, without the key.
+    """
+
+    seq: int | None
+    position: int
+    event: str
+    sender: str
+    key: str | None
+    json: bytes
+
+    def json_for(self, user_id: str) -> bytes:
+        """Return the wire message for *user_id*: with the key if the event is theirs."""
+        if self.key is None or self.sender != user_id:
+            return self.json
+        return self.json[:-1] + b',"key":' + _json_string(self.key) + b"}"
+
+
+@lru_cache(maxsize=4096)
+def _json_string(text: str) -> bytes:
+    return msgspec.json.encode(text)
+
+
+@lru_cache(maxsize=4096)
+def _head(room_id: str, event: str) -> bytes:
+    return b'{"type":"event","room":%b,"event":%b,"id":' % (
+        msgspec.json.encode(room_id),
+        msgspec.json.encode(event),
+    )
+
+
+def encode_event(
+    *,
+    room_id: str,
+    event: str,
+    id: int | None,
+    seq: int | None,
+    sender: str,
+    timestamp: int,
+    data_json: bytes,
+    meta_json: bytes | None = None,
+    kind: str = "event",
+    is_edited: bool = False,
+    is_deleted: bool = False,
+) -> bytes:
+    """Return the wire message of one event (PROTOCOL, Messages), without its key.
+
+    ``data_json`` and ``meta_json`` must be valid JSON already: they are copied as they are.
+    """
+    text = b'%b%b,"seq":%b,"from":%b,"timestamp":%d,"data":%b' % (
+        _head(room_id, event),
+        b"null" if id is None else b"%d" % id,
+        b"null" if seq is None else b"%d" % seq,
+        _json_string(sender),
+        timestamp,
+        data_json,
+    )
+    if meta_json is not None:
+        text += b',"meta":' + meta_json
+    if kind != "event":
+        text += b',"kind":"' + kind.encode() + b'"'
+    if is_edited:
+        text += b',"edited":true'
+    if is_deleted:
+        text += b',"deleted":true'
+    return text + b"}"
+
+
+class Draft(msgspec.Struct):
+    """An admitted event on its way to the log: everything but what the append assigns.
+
+    Attributes:
+        key: Always present; made by the server (with `SERVER_KEY_PREFIX`) if the publisher gave none.
+        is_recorded: False for an ephemeral event, which passes through in order without being stored.
+        counts_unread: Whether it raises its room's unread count.
+    """
+
+    room_id: str
+    event: str
+    sender: str
+    key: str
+    data_json: bytes
+    meta_json: bytes | None = None
+    kind: str = "event"
+    is_recorded: bool = True
+    counts_unread: bool = True
+
+    @property
+    def public_key(self) -> str | None:
+        """The key if the publisher chose it, None if the server made it."""
+        return None if self.key.startswith(SERVER_KEY_PREFIX) else self.key
+
+    def record(self, *, id: int | None, seq: int | None, position: int, timestamp: int) -> EncodedEvent:
+        """Return the event that this draft becomes with what the append assigned."""
+        return EncodedEvent(
+            seq=seq,
+            position=position,
+            event=self.event,
+            sender=self.sender,
+            key=self.public_key,
+            json=encode_event(
+                room_id=self.room_id,
+                event=self.event,
+                id=id,
+                seq=seq,
+                sender=self.sender,
+                timestamp=timestamp,
+                data_json=self.data_json,
+                meta_json=self.meta_json,
+                kind=self.kind,
+            ),
+        )
+
+
+class WireEvent(msgspec.Struct, rename={"sender": "from"}, tag_field="type", tag="event"):
+    """An ``event`` message, decoded."""
+
+    room: str
+    event: str
+    sender: str
+    timestamp: int
+    data: Any = None
+    id: int | None = None
+    seq: int | None = None
+    meta: dict[str, Any] | None = None
+    kind: Kind = "event"
+    key: str | None = None
+    edited: bool = False
+    deleted: bool = False
+
+
+_decode = msgspec.json.Decoder(WireEvent).decode
+_MISSING: Any = object()
+
+
+class Event(Generic[T]):
+    """An event as hooks, handlers and the Python client see it.
+
+    Attributes:
+        room_id: The room.
+        event: The event's name.
+        data: Plain JSON (what a payload's schema dumped to).
+        sender: The user it is from (``from`` on the wire); ``system`` by default for the server's own.
+        timestamp: Milliseconds since the epoch, set at append; 0 before it.
+        seq: The room's counter, from 1 without holes; None before the append, for an ephemeral event, and for
+            an archive's row that keeps none.
+        id: The log's global position; None wherever ``seq`` is.
+        epoch: The life of the log that ``seq`` and ``id`` belong to.
+        meta: What the publisher sent beside the data.
+        kind: See `Kind`.
+        key: The publisher's idempotency key, where it is known.
+        is_edited, is_deleted: Whether the event was replaced, or is the tombstone of a deleted one.
+    """
+
+    __slots__ = (
+        "_type",
+        "data",
+        "epoch",
+        "event",
+        "id",
+        "is_deleted",
+        "is_edited",
+        "key",
+        "kind",
+        "meta",
+        "room_id",
+        "sender",
+        "seq",
+        "timestamp",
+    )
+
+    def __init__(
+        self,
+        *,
+        room_id: str,
+        event: str,
+        data: Any,
+        sender: str,
+        timestamp: int = 0,
+        seq: int | None = None,
+        id: int | None = None,
+        epoch: str | None = None,
+        meta: dict[str, Any] | None = None,
+        kind: Kind = "event",
+        key: str | None = None,
+        is_edited: bool = False,
+        is_deleted: bool = False,
+        event_type: EventType[T] | None = None,
+    ) -> None:
+        self.room_id = room_id
+        self.event = event
+        self.data = data
+        self.sender = sender
+        self.timestamp = timestamp
+        self.seq = seq
+        self.id = id
+        self.epoch = epoch
+        self.meta = meta
+        self.kind = kind
+        self.key = key
+        self.is_edited = is_edited
+        self.is_deleted = is_deleted
+        self._type = event_type
+
+    @property
+    def model(self) -> T:
+        """The data as an instance of the type's schema.
+
+        Raises:
+            pydantic.ValidationError: The data is older than the schema and does not fit it.
+            TypeError: The type has no schema, or is not known here.
+        """
+        if self._type is None:
+            raise TypeError(f"event {self.event!r} has no declared type here; use .data")
+        return self._type.validate(self.data)
+
+    def replace(self, *, data: Any = _MISSING, meta: Any = _MISSING, sender: str | None = None) -> Event[T]:
+        """Return a copy with other *data*, *meta* or *sender*; what `before_each` returns to transform."""
+        return Event(
+            room_id=self.room_id,
+            event=self.event,
+            data=self.data if data is _MISSING else data,
+            sender=self.sender if sender is None else sender,
+            timestamp=self.timestamp,
+            seq=self.seq,
+            id=self.id,
+            epoch=self.epoch,
+            meta=self.meta if meta is _MISSING else meta,
+            kind=self.kind,
+            key=self.key,
+            is_edited=self.is_edited,
+            is_deleted=self.is_deleted,
+            event_type=self._type,
+        )
+
+    @classmethod
+    def from_wire(
+        cls, wire: WireEvent, *, epoch: str | None, event_type: EventType[T] | None = None
+    ) -> Event[T]:
+        """Return the event of a decoded message."""
+        return cls(
+            room_id=wire.room,
+            event=wire.event,
+            data=wire.data,
+            sender=wire.sender,
+            timestamp=wire.timestamp,
+            seq=wire.seq,
+            id=wire.id,
+            epoch=epoch,
+            meta=wire.meta,
+            kind=wire.kind,
+            key=wire.key,
+            is_edited=wire.edited,
+            is_deleted=wire.deleted,
+            event_type=event_type,
+        )
+
+    @classmethod
+    def decode(
+        cls, encoded: EncodedEvent, *, epoch: str | None, event_type: EventType[T] | None = None
+    ) -> Event[T]:
+        """Return the event of its encoded form."""
+        event = cls.from_wire(_decode(encoded.json), epoch=epoch, event_type=event_type)
+        event.key = encoded.key
+        return event
+
+    def __repr__(self) -> str:
+        return f"<Event {self.room_id}/{self.event} seq={self.seq} from={self.sender!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Event):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__ if name != "_type")
+
+    __hash__ = None  # type: ignore[assignment]  # its data is mutable JSON
+
+
+def as_mapping(row: Any) -> Mapping[str, Any]:
+    """Return an archive's row as a mapping: an `Event`, a mapping, or anything that has ``_mapping`` (a SQL row).
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if isinstance(row, Event):
+        return {name: getattr(row, name) for name in Event.__slots__ if name != "_type"}
+    if isinstance(row, Mapping):
+        return row
+    mapping = getattr(row, "_mapping", None)
+    if isinstance(mapping, Mapping):
+        return cast(Mapping[str, Any], mapping)
+    raise TypeError(f"on_load returned a {type(row).__name__}; return Events or mappings")

@@ -1,0 +1,1 @@
+"""Where events live: the `Store` contract, its implementations, and the hand-over to the developer's archive."""
