@@ -1,0 +1,49 @@
+"""How alembic reaches a log.
+
+Dialogue hands its open connection over in ``config.attributes["connection"]`` and owns the transaction. Developers
+call alembic themselves with ``-x url=<a synchronous SQLAlchemy URL>``. Logging stays as the application set it.
+"""
+
+from alembic import context
+from sqlalchemy import Connection, create_engine
+
+from dialogue.storage.tables import VERSION_TABLE, metadata
+
+
+def include_name(name: str | None, type_: str, parent_names: object) -> bool:
+    """Keep the application's own tables in the same database out of autogenerate."""
+    return type_ != "table" or name in metadata.tables
+
+
+def run(connection: Connection) -> None:
+    """Run the migrations on *connection*."""
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        version_table=VERSION_TABLE,
+        include_name=include_name,
+        render_as_batch=connection.dialect.name == "sqlite",
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def url() -> str:
+    """Return what the developer gave as ``-x url=...``."""
+    given = context.get_x_argument(as_dictionary=True).get("url")
+    if not given:
+        raise SystemExit("give the database: alembic -x url=sqlite:///chat.db ...")
+    return given
+
+
+if context.is_offline_mode():
+    context.configure(url=url(), target_metadata=metadata, version_table=VERSION_TABLE, literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+elif (handed := context.config.attributes.get("connection")) is not None:
+    run(handed)
+else:
+    engine = create_engine(url())
+    with engine.begin() as own:
+        run(own)
+    engine.dispose()

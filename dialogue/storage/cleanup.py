@@ -1,0 +1,306 @@
+"""The hand-over: what has left its ring goes to the archive, in order, at least once, and stays readable until then.
+
+The store is the queue. What waits lies in the log (or in a `MemoryStore`, bounded by
+``limits.handover_queue_events``), and the place per stream is what the store has marked; this module only
+remembers which streams have something to hand over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+from weakref import WeakValueDictionary
+
+from ..config import Limits
+from ..errors import StoreError
+from ..events import Event
+from .archive import Archive
+from .base import Store
+
+FIRST_RETRY_SECONDS = 0.1
+LONGEST_RETRY_SECONDS = 30.0
+"""A failing hook is tried again after a random time below a bound that doubles from the first to the longest."""
+
+# Streams known to have work, while the log is scanned for more at start: the scan waits above this.
+_SCAN_AHEAD = 1000
+
+
+class _Gate:
+    """Many loads or one cleanup of a stream at a time; a waiting cleanup goes first."""
+
+    __slots__ = ("__weakref__", "_changed", "_loads", "_waiting", "_writing")
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._loads = 0
+        self._waiting = 0
+        self._writing = False
+
+    async def begin_load(self) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: not self._writing and not self._waiting)
+            self._loads += 1
+
+    async def end_load(self) -> None:
+        async with self._changed:
+            self._loads -= 1
+            self._changed.notify_all()
+
+    @asynccontextmanager
+    async def cleanup(self) -> AsyncIterator[None]:
+        async with self._changed:
+            self._waiting += 1
+            try:
+                await self._changed.wait_for(lambda: not self._writing and not self._loads)
+                self._writing = True
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._writing = False
+                self._changed.notify_all()
+
+
+class _Stream:
+    """A stream with something to hand over.
+
+    Attributes:
+        evicted_through: The newest position that may be handed over.
+        batch: The bounds of the batch being tried, inclusive: a retry has the same ones.
+        has_returned: Whether ``cleanup`` has returned for the batch, and only the store must be told.
+        failures: In a row.
+    """
+
+    __slots__ = ("batch", "event_name", "evicted_through", "failures", "has_returned", "is_queued", "room_id")
+
+    def __init__(self, room_id: str, event_name: str) -> None:
+        self.room_id = room_id
+        self.event_name = event_name
+        self.evicted_through = 0
+        self.batch: tuple[int, int] | None = None
+        self.has_returned = False
+        self.failures = 0
+        self.is_queued = False
+
+
+class HandOver:
+    """Calls the archive's ``cleanup`` for evicted events. An async context manager.
+
+    Args:
+        store: Where events wait and the place per stream is kept.
+        archive: Who gets them.
+        limits: ``handover_*`` and ``stop_seconds``.
+        ring_limit: How many of a stream's newest events memory keeps, by room id and event name; None for a
+            stream that is no longer declared, which is left in the log as it is.
+        random: For the jitter of retries.
+        count: Told of every outcome: ``"handed"`` or ``"failed"``, and how many events.
+        logger: Gets failures.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        archive: Archive,
+        *,
+        limits: Limits,
+        ring_limit: Callable[[str, str], int | None],
+        random: Random,
+        count: Callable[[str, int], None],
+        logger: logging.Logger,
+    ) -> None:
+        self._store = store
+        self._archive = archive
+        self._limits = limits
+        self._ring_limit = ring_limit
+        self._random = random
+        self._count = count
+        self._log = logger
+        self._streams: dict[tuple[str, str], _Stream] = {}
+        self._ready: deque[_Stream] = deque()
+        self._work = asyncio.Semaphore(0)
+        self._gates: WeakValueDictionary[tuple[str, str], _Gate] = WeakValueDictionary()
+        self._progress = asyncio.Condition()
+        self._retries: set[asyncio.TimerHandle] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_stopping = False
+        self.pending_events = 0
+
+    # `pending_events` counts what a store that is not durable holds for us; admission is refused above the limit.
+
+    async def __aenter__(self) -> HandOver:
+        workers = [self._worker() for _ in range(self._limits.handover_streams_in_flight)]
+        self._tasks = [asyncio.create_task(coroutine, name="dialogue-handover") for coroutine in workers]
+        if self._store.is_durable:
+            self._tasks.append(asyncio.create_task(self._resume(), name="dialogue-handover-resume"))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_stopping = True
+        for handle in self._retries:
+            handle.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    def gate(self, room_id: str, event_name: str) -> _Gate:
+        """Return what keeps a stream's loads and cleanups apart; hold on to it while it is used."""
+        key = (room_id, event_name)
+        gate = self._gates.get(key)
+        if gate is None:
+            gate = self._gates[key] = _Gate()
+        return gate
+
+    def evicted(self, room_id: str, event_name: str, through: int) -> None:
+        """Note that the events of a stream up to position *through* (inclusive) have left the ring."""
+        key = (room_id, event_name)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = _Stream(room_id, event_name)
+        stream.evicted_through = max(stream.evicted_through, through)
+        if not self._store.is_durable:
+            self.pending_events += 1
+        self._queue(stream)
+
+    async def flush(self, *, with_rings: bool) -> int:
+        """Hand over what waits, for at most ``limits.stop_seconds``.
+
+        Args:
+            with_rings: Also what is still in the rings: for a store that ends with the process.
+
+        Returns:
+            How many events could not be handed over.
+        """
+        if with_rings:
+            async for room_id, event_name, state in self._store.streams():
+                stream = self._streams.setdefault((room_id, event_name), _Stream(room_id, event_name))
+                stream.evicted_through = state.last
+                self._queue(stream)
+        for handle in self._retries:
+            handle.cancel()
+        self._retries.clear()
+        for stream in self._streams.values():
+            self._queue(stream)
+        try:
+            async with asyncio.timeout(self._limits.stop_seconds), self._progress:
+                await self._progress.wait_for(lambda: not self._streams)
+        except TimeoutError:
+            pass
+        left = 0
+        if with_rings:
+            async for _, _, state in self._store.streams():
+                left += state.last - state.handed_through
+        return left
+
+    def _queue(self, stream: _Stream) -> None:
+        if not stream.is_queued:
+            stream.is_queued = True
+            self._ready.append(stream)
+            self._work.release()
+
+    async def _resume(self) -> None:
+        """Find what an earlier process left waiting in the log; no room needs to wake for it."""
+        failures = 0
+        while True:
+            try:
+                async for room_id, event_name, state in self._store.streams():
+                    limit = self._ring_limit(room_id, event_name)
+                    if limit is not None and state.last - limit > state.handed_through:
+                        self.evicted(room_id, event_name, state.last - limit)
+                    while len(self._streams) > _SCAN_AHEAD:
+                        async with self._progress:
+                            await self._progress.wait()
+                return
+            except StoreError:
+                failures += 1
+                self._log.warning(
+                    "the log cannot be read for waiting hand-overs; trying again", exc_info=True
+                )
+                await asyncio.sleep(self._retry_seconds(failures))
+
+    async def _worker(self) -> None:
+        while True:
+            await self._work.acquire()
+            stream = self._ready.popleft()
+            try:
+                is_done = await self._hand_over(stream)
+            except Exception:
+                # CancelledError passes: the batch stays in the store and is handed over at the next start.
+                stream.failures += 1
+                stream.is_queued = False
+                self._retry(stream)
+                self._count("failed", stream.batch[1] - stream.batch[0] + 1 if stream.batch else 0)
+                self._log.warning(
+                    "on_cleanup failed for room %r, event %r (%d times in a row); its events stay readable and it is "
+                    "tried again",
+                    stream.room_id,
+                    stream.event_name,
+                    stream.failures,
+                    exc_info=True,
+                )
+                continue
+            stream.failures = 0
+            stream.is_queued = False
+            if is_done:
+                self._streams.pop((stream.room_id, stream.event_name), None)
+            else:
+                self._queue(stream)
+            async with self._progress:
+                self._progress.notify_all()
+
+    def _retry_seconds(self, failures: int) -> float:
+        bound: float = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 16))
+        return self._random.uniform(0, bound)
+
+    def _retry(self, stream: _Stream) -> None:
+        if self._is_stopping:
+            return
+        handle: asyncio.TimerHandle
+
+        def again() -> None:
+            self._retries.discard(handle)
+            self._queue(stream)
+
+        handle = asyncio.get_running_loop().call_later(self._retry_seconds(stream.failures), again)
+        self._retries.add(handle)
+
+    async def _hand_over(self, stream: _Stream) -> bool:
+        """Hand over one batch; True when nothing is left for now."""
+        room_id, event_name = stream.room_id, stream.event_name
+        gate = self.gate(room_id, event_name)
+        async with gate.cleanup():
+            if stream.batch is None:
+                state = (await self._store.head(room_id)).streams.get(event_name)
+                if state is None or stream.evicted_through <= state.handed_through:
+                    return True
+                first = state.handed_through + 1
+                through = min(
+                    stream.evicted_through, state.handed_through + self._limits.handover_batch_events
+                )
+                stream.batch = (first, through)
+                stream.has_returned = False
+            first, through = stream.batch
+            if not stream.has_returned:
+                page = await self._store.stream_page(
+                    room_id, event_name, before_position=through + 1, limit=through - first + 1
+                )
+                events: list[Event[Any]] = [
+                    Event.decode(event, epoch=self._store.epoch) for event in page.events
+                ]
+                await self._archive.cleanup(room_id, event_name, events)
+                stream.has_returned = True
+            await self._store.mark_handed(room_id, event_name, through)
+            if not self._store.is_durable:
+                await self._store.remove(room_id, event_name, through)
+                self.pending_events = max(0, self.pending_events - (through - first + 1))
+            stream.batch = None
+            self._count("handed", through - first + 1)
+        return stream.evicted_through <= through

@@ -1,0 +1,325 @@
+"""How a log's database is reached: its URL, the engine for reads, and the one connection that writes."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, NullPool, StaticPool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ..errors import ConfigError, OutcomeUnknown, StoreError, StoreUnavailable
+
+T = TypeVar("T")
+
+DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+"""What is accepted as the start of a URL, and the driver that it is given."""
+
+BUSY_SECONDS = 5.0
+"""How long a statement on SQLite waits for another program's transaction on the same file."""
+
+READERS = 4
+"""Connections that read our own SQLite engine; each is a thread."""
+
+_EXAMPLES = "Write sqlite:///chat.db or postgresql://user@host/database"
+
+
+def parse_url(given: str | URL) -> URL:
+    """Return a store's URL with its async driver; a SQLite file's path becomes absolute. No I/O.
+
+    Raises:
+        ConfigError: It is no URL, of an unknown database or driver, or of a SQLite database in memory.
+    """
+    try:
+        url = make_url(given)
+    except ArgumentError as error:
+        # Not quoted: what does not parse may still have a password in it.
+        raise ConfigError("store", "the URL cannot be read", _EXAMPLES) from error
+    shown = url.render_as_string(hide_password=True)
+    if url.drivername not in DRIVERS:
+        raise ConfigError(
+            f"store {shown!r}",
+            f"{url.drivername!r} is not a database and driver that Dialogue knows",
+            _EXAMPLES,
+        )
+    url = url.set(drivername=DRIVERS[url.drivername])
+    if url.get_backend_name() != "sqlite":
+        return url
+    database = url.database or ""
+    if database in ("", ":memory:") or "mode" in url.query or database.startswith("file::memory:"):
+        raise ConfigError(
+            f"store {shown!r}",
+            "a SQLite database in memory has one connection and keeps nothing",
+            "Write store=None to keep events in memory, or name a file: sqlite:///chat.db",
+        )
+    if "uri" in url.query or database.startswith("file:"):
+        raise ConfigError(
+            f"store {shown!r}", "SQLite's own 'file:' URIs are not taken", "Name the file: sqlite:///chat.db"
+        )
+    # Every connection must open the same file, also after the process has changed its directory.
+    return url.set(database=str(Path(database).absolute()))
+
+
+def check_engine(engine: AsyncEngine) -> None:
+    """Check that a log can live in an application's *engine*.
+
+    Raises:
+        ConfigError: It is of an unknown database or driver, in memory, or has one connection for everything.
+    """
+    url = engine.url
+    if url.drivername not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
+        raise ConfigError(
+            "store",
+            f"an engine with the driver {url.drivername!r}",
+            "Use sqlite+aiosqlite or postgresql+asyncpg",
+        )
+    database = url.database or ""
+    if url.get_backend_name() == "sqlite" and (
+        database in ("", ":memory:") or "memory" in url.query.values() or database.startswith("file:")
+    ):
+        raise ConfigError(
+            "store",
+            "an engine over a SQLite database in memory, or over a 'file:' URI",
+            "Write store=None to keep events in memory, or make the engine for a file: sqlite+aiosqlite:///chat.db",
+        )
+    if isinstance(engine.pool, StaticPool):
+        raise ConfigError(
+            "store",
+            "an engine whose pool is one connection: reads would see transactions that are not committed",
+            "Make the engine without poolclass=StaticPool",
+        )
+
+
+def _sqlite_pragmas(busy_seconds: float) -> tuple[str, ...]:
+    return (
+        f"PRAGMA busy_timeout = {int(busy_seconds * 1000)}",
+        # The default of some builds is NORMAL, under which an acked event may be lost with the power.
+        "PRAGMA synchronous = FULL",
+        "PRAGMA foreign_keys = ON",
+    )
+
+
+_WRITER_PRAGMAS = (
+    # A batch over many rooms touches four index pages per room. With SQLite's 2 MB they are written out and read
+    # again within the transaction; with its checkpoint after 4 MB each page is copied into the file many times.
+    # Together they gave 1.5 times the appends. KiB and pages of 4 KiB: at most 16 MB of memory and of log.
+    "PRAGMA cache_size = -16384",
+    "PRAGMA wal_autocheckpoint = 4000",
+)
+
+
+def create_read_engine(url: URL) -> AsyncEngine:
+    """Return our own engine for *url*: each statement commits itself, and SQLite's settings are made."""
+    if url.get_backend_name() != "sqlite":
+        return create_async_engine(url, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
+    engine = create_async_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        skip_autocommit_rollback=True,
+        pool_size=READERS,
+        max_overflow=0,
+        pool_reset_on_return=None,
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_pragmas(connection: Any, record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in _sqlite_pragmas(BUSY_SECONDS):
+            cursor.execute(pragma)
+        cursor.close()
+
+    return engine
+
+
+class Writer(ABC):
+    """The one connection that writes, held open; a broken one is replaced at the next call.
+
+    Not to be called while another call is running. Transactions are begun and ended by text on a connection in
+    AUTOCOMMIT, because SQLAlchemy's own begin is deferred on SQLite: such a transaction reads first and then may
+    be refused the write.
+
+    Args:
+        is_sqlite: Which text begins a transaction, and whether the driver can tell of one.
+    """
+
+    def __init__(self, *, is_sqlite: bool) -> None:
+        self._is_sqlite = is_sqlite
+        self._is_broken = False
+        self.busy_seconds = BUSY_SECONDS
+
+    @abstractmethod
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Return ``work(connection)``, outside a transaction; its errors pass through."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close the connection. May be called twice."""
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        """Return ``work(connection)`` once it is committed.
+
+        Raises:
+            StoreUnavailable: Nothing was committed.
+            OutcomeUnknown: COMMIT was sent and did not answer that it worked.
+
+        Other errors of *work* that are not the database's pass through after the rollback.
+        """
+        try:
+            return await self.run(lambda connection: self._transact(connection, work))
+        except (SQLAlchemyError, OSError) as error:
+            # Raised while connecting: nothing was begun.
+            raise StoreUnavailable() from error
+
+    def _transact(self, connection: Connection, work: Callable[[Connection], T]) -> T:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if self._is_sqlite else "BEGIN")
+            result = work(connection)
+        except BaseException as error:
+            self._roll_back(connection, error)
+            if isinstance(error, Exception) and (
+                self._is_broken or isinstance(error, SQLAlchemyError | OSError)
+            ):
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreUnavailable() from error
+            raise
+        try:
+            connection.exec_driver_sql("COMMIT")
+        except BaseException as error:
+            # SQLite keeps a transaction open whose COMMIT it refused; one that is no longer open may have been
+            # committed. On Postgres an error here may also mean that only the answer was lost.
+            is_open = self._is_sqlite and _is_in_transaction(connection)
+            self._roll_back(connection, error)
+            if isinstance(error, Exception):
+                raise (StoreUnavailable() if is_open else OutcomeUnknown()) from error
+            raise
+        return result
+
+    def _roll_back(self, connection: Connection, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            # Cancelled inside the driver: what it was doing is not known, nor whether it takes another statement.
+            self._is_broken = True
+            return
+        try:
+            # A full disk makes SQLite roll back by itself; then there is nothing to end.
+            if not self._is_sqlite or _is_in_transaction(connection):
+                connection.exec_driver_sql("ROLLBACK")
+        except Exception:
+            self._is_broken = True
+        if connection.invalidated:
+            self._is_broken = True
+
+    def _prepare(self, connection: Connection) -> None:
+        if self._is_sqlite:
+            for pragma in _sqlite_pragmas(self.busy_seconds):
+                connection.exec_driver_sql(pragma)
+            for pragma in _WRITER_PRAGMAS:
+                connection.exec_driver_sql(pragma)
+
+
+def _is_in_transaction(connection: Connection) -> bool:
+    dbapi_connection = connection.connection.dbapi_connection
+    if dbapi_connection is None:
+        return False
+    # Not through the pool's record, which a connection that was taken out of its pool has left.
+    driver_connection: Any = connection.dialect.get_driver_connection(dbapi_connection)
+    return bool(driver_connection.in_transaction)
+
+
+class ThreadWriter(Writer):
+    """Writes to a SQLite file from a thread of its own, with the standard library's driver.
+
+    The whole transaction is one call into the thread. Through the async driver each statement is three or four,
+    which measured five times as long as the statements themselves and halved the rate of appends.
+    """
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(is_sqlite=True)
+        self._engine = create_engine(
+            url.set(drivername="sqlite"),
+            isolation_level="AUTOCOMMIT",
+            skip_autocommit_rollback=True,
+            poolclass=NullPool,
+        )
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dialogue-log")
+        self._connection: Connection | None = None
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Return ``work(connection)``, called in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._call, work)
+
+    def _call(self, work: Callable[[Connection], T]) -> T:
+        if self._is_broken:
+            self._close()
+        if self._connection is None:
+            connection = self._engine.connect()
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return work(self._connection)
+
+    def _close(self) -> None:
+        connection, self._connection, self._is_broken = self._connection, None, False
+        if connection is not None:
+            connection.close()
+
+    async def aclose(self) -> None:
+        """Close the connection and end the thread."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        except RuntimeError:
+            return  # the thread has ended: closed before
+        finally:
+            self._thread.shutdown(wait=False)
+
+
+class AsyncWriter(Writer):
+    """Writes through an async engine, on a connection taken out of its pool.
+
+    Taken out for good, because what is set on it must not reach the application, and an application's small pool
+    must not run dry.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(is_sqlite=engine.dialect.name == "sqlite")
+        self._engine = engine
+        self._connection: AsyncConnection | None = None
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """Return ``work(connection)``, called in a greenlet of this task."""
+        if self._is_broken:
+            await self.aclose()
+        if self._connection is None:
+            connection = await self._engine.connect()
+            try:
+                await connection.run_sync(self._take)
+            except BaseException:
+                await connection.invalidate()
+                await connection.close()
+                raise
+            self._connection = connection
+        return await self._connection.run_sync(work)
+
+    def _take(self, connection: Connection) -> None:
+        connection.detach()
+        self._prepare(connection)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        connection, self._connection, self._is_broken = self._connection, None, False
+        if connection is not None:
+            await connection.close()

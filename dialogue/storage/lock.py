@@ -1,0 +1,55 @@
+"""The exclusive lock beside a SQLite log: one owner at a time, freed by the kernel when its process dies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import LogLocked, StartError
+
+POLL_SECONDS = 0.05
+"""How often a waiting process looks; file locks have no way to be told."""
+
+
+class LogLock:
+    """The lock of the log at *path*; another instance, in this process or another, cannot hold it too.
+
+    The lock is a file of its own, since SQLite's locks on the log itself end with each transaction. Links to the
+    log lead to the same lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._log = path
+        resolved = path.resolve()
+        self.path = resolved.with_name(resolved.name + ".lock")
+        self._lock = FileLock(self.path, thread_local=False)
+
+    async def acquire(self, *, wait_seconds: float) -> None:
+        """Take the lock, waiting up to *wait_seconds* for its owner to end.
+
+        Raises:
+            LogLocked: Another owner still has it.
+            StartError: The lock's file cannot be made.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout:
+                if time.monotonic() >= deadline:
+                    raise LogLocked(str(self._log), wait_seconds) from None
+            except OSError as error:
+                raise StartError(
+                    f"the lock {self.path} beside the log cannot be made ({error.strerror}). "
+                    "Let this user write to the folder, or put the log into another one"
+                ) from error
+            else:
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    def release(self) -> None:
+        """Free the lock; nothing happens when it is not held."""
+        self._lock.release(force=True)

@@ -1,0 +1,394 @@
+"""`SQLStore`: the log in a SQL database."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import URL, Connection, update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ..errors import OutcomeUnknown, SchemaMismatch, StartError, StoreUnavailable
+from ..events import Draft
+from . import migrate, transactions
+from .base import Appended, LogPage, RoomHead, Store, StreamState
+from .engines import (
+    BUSY_SECONDS,
+    AsyncWriter,
+    ThreadWriter,
+    Writer,
+    check_engine,
+    create_read_engine,
+    parse_url,
+)
+from .lock import LogLock
+from .memory import milliseconds
+from .tables import log, upsert
+
+T = TypeVar("T")
+
+CLOSE_SECONDS = 10.0
+"""How long a close waits for a transaction that is still running."""
+
+
+class SQLStore(Store):
+    """A log in SQLite or Postgres.
+
+    On SQLite commits are ``synchronous=FULL`` in WAL mode, and a lock file beside the log keeps a second owner out.
+
+    Args:
+        url_or_engine: ``sqlite:///chat.db``, ``postgresql://...`` (with or without the async driver's name), or an
+            application's own ``AsyncEngine``. The engine stays the application's: nothing is set on its
+            connections and it is not disposed. Over an aiosqlite engine appends are slower than over a URL, whose
+            writer has a thread of its own.
+        lock_wait_seconds: How long `open` waits for another owner of the log, or for another program's
+            transaction on the SQLite file, to end.
+        auto_migrate: Whether `open` brings an older schema up to date; None: on SQLite yes, on Postgres no.
+        clock: Returns the time in milliseconds since the epoch.
+
+    Raises:
+        ConfigError: The URL or the engine cannot be used. Nothing is opened yet.
+    """
+
+    is_durable = True
+
+    def __init__(
+        self,
+        url_or_engine: str | URL | AsyncEngine,
+        *,
+        lock_wait_seconds: float = 10.0,
+        auto_migrate: bool | None = None,
+        clock: Callable[[], int] = milliseconds,
+    ) -> None:
+        self._given_engine: AsyncEngine | None = None
+        if isinstance(url_or_engine, AsyncEngine):
+            check_engine(url_or_engine)
+            self._given_engine = url_or_engine
+            self._url = url_or_engine.url
+        else:
+            self._url = parse_url(url_or_engine)
+        self._path = Path(self._url.database or "") if self._url.get_backend_name() == "sqlite" else None
+        self._lock_wait_seconds = lock_wait_seconds
+        self._auto_migrate = self._path is not None if auto_migrate is None else auto_migrate
+        self._clock = clock
+        self._lock: LogLock | None = None
+        self._reader: AsyncEngine | None = None
+        self._writer: Writer | None = None
+        self._appender: transactions.Appender | None = None
+        self._write_turn = asyncio.Lock()
+        self._writes: set[asyncio.Task[object]] = set()
+        self._epoch: str | None = None
+        self._settle_above_id = 0
+
+    @property
+    def name(self) -> str:
+        """The file or the URL without its password; for people."""
+        return str(self._path) if self._path is not None else self._url.render_as_string(hide_password=True)
+
+    @property
+    def epoch(self) -> str:
+        """The name of this life of the log.
+
+        Raises:
+            RuntimeError: The store is not open.
+        """
+        if self._epoch is None:
+            raise RuntimeError("the store is not open")
+        return self._epoch
+
+    async def open(self) -> None:
+        """Take the log: lock, connect, bring the schema up to date, read the epoch. See `Store.open`.
+
+        After `aclose` it may be opened again, in another event loop too.
+
+        Raises:
+            LogLocked: Another process serves this log.
+            SchemaMismatch: The schema is a later version's, or older and not to be migrated here.
+            StartError: The file or server cannot be used.
+            RuntimeError: The store is open.
+        """
+        if self._epoch is not None:
+            raise RuntimeError("the store is open already")
+        try:
+            await self._open()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _open(self) -> None:
+        if self._path is not None:
+            folder = self._path.parent
+            if not folder.is_dir():
+                raise StartError(
+                    f"the log {self._path} cannot be made: there is no folder {folder}. Make it, or name another file"
+                )
+            self._lock = LogLock(self._path)
+            await self._lock.acquire(wait_seconds=self._lock_wait_seconds)
+        # An asyncio lock belongs to the loop that first waited for it.
+        self._write_turn = asyncio.Lock()
+        if self._given_engine is None:
+            self._reader = create_read_engine(self._url)
+        else:
+            self._reader = self._given_engine.execution_options(isolation_level="AUTOCOMMIT")
+        if self._given_engine is None and self._path is not None:
+            self._writer = ThreadWriter(self._url)
+        else:
+            self._writer = AsyncWriter(self._reader)
+        self._appender = transactions.Appender(self._reader.dialect, clock=self._clock)
+        writer = self._writer
+        writer.busy_seconds = self._lock_wait_seconds
+        try:
+            if self._path is not None:
+                await writer.run(_use_wal)
+            await self._check_schema(writer)
+            self._epoch, last_id = await writer.transact(self._read_log)
+            writer.busy_seconds = BUSY_SECONDS
+            if self._path is not None:
+                await writer.run(lambda connection: _set_busy(connection, BUSY_SECONDS))
+        except (SQLAlchemyError, OSError, StoreUnavailable, OutcomeUnknown) as error:
+            self._epoch = None
+            raise self._start_error(error) from error
+        # What an earlier process left is known: nothing of it is the outcome of one of our appends.
+        self._settle_above_id = last_id
+
+    async def _check_schema(self, writer: Writer) -> None:
+        found = await writer.run(migrate.current)
+        state = migrate.check(found)
+        if state == "current":
+            return
+        if state == "ahead":
+            raise SchemaMismatch(
+                self.name,
+                str(found),
+                migrate.HEAD,
+                "It was used by a later version of Dialogue: install that version, or give this one another log",
+            )
+        if not self._auto_migrate:
+            raise SchemaMismatch(
+                self.name,
+                found or "none",
+                migrate.HEAD,
+                f"Run: {migrate.UPGRADE_COMMAND}",
+            )
+        # Looked at again and again: it is shared by loops and threads, which no lock that can be awaited is.
+        while not migrate.upgrade_lock.acquire(blocking=False):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        try:
+            await writer.transact(migrate.upgrade)
+        finally:
+            migrate.upgrade_lock.release()
+
+    def _read_log(self, connection: Connection) -> tuple[str, int]:
+        found = transactions.epoch_and_last_id(connection)
+        if found is None:
+            row = {
+                "log_id": 1,
+                "epoch": secrets.token_hex(8),
+                "last_id": 0,
+                "removed_through_id": 0,
+                "created_at": self._clock(),
+            }
+            connection.execute(upsert(connection.dialect, log), row)
+            found = transactions.epoch_and_last_id(connection)
+            assert found is not None
+        # A file that cannot be written lets a transaction begin; it is to fail now and not with the first event.
+        connection.execute(update(log).values(last_id=log.c.last_id))
+        return found
+
+    def _start_error(self, error: BaseException) -> StartError:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, DBAPIError):
+            cause = cause.__cause__
+        driver_error = cause.orig if cause is not None else error.__cause__ or error
+        code = getattr(driver_error, "sqlite_errorname", "")
+        if code.startswith("SQLITE_NOTADB"):
+            problem, remedy = "is not a SQLite database", "Name another file, or move this one away"
+        elif code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            problem = f"is locked by another program (waited {self._lock_wait_seconds:g} s for it)"
+            remedy = "End that program's transaction, or give Dialogue a file of its own"
+        elif code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
+            problem = "cannot be written"
+            remedy = "Let this user write to the file and to its folder, or name another file"
+        elif code.startswith("SQLITE_FULL"):
+            problem, remedy = "cannot grow: the disk is full", "Free some space"
+        elif code.startswith("SQLITE_CORRUPT"):
+            problem, remedy = "is damaged", "Restore a backup"
+        else:
+            problem = f"cannot be used ({driver_error})"
+            remedy = (
+                "Check that the server runs and that its URL is right"
+                if self._path is None
+                else "Check the file"
+            )
+        return StartError(f"the log {self.name} {problem}. {remedy}")
+
+    async def aclose(self) -> None:
+        """Wait for a transaction that is running, close the connections, free the lock."""
+        if self._writes:
+            _, late = await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
+        self._epoch = None
+        writer, self._writer = self._writer, None
+        reader, self._reader = self._reader, None
+        lock, self._lock = self._lock, None
+        try:
+            if writer is not None:
+                await writer.aclose()
+            if reader is not None and self._given_engine is None:
+                await reader.dispose()
+        finally:
+            # Last: the next owner must find no connection of ours.
+            if lock is not None:
+                lock.release()
+
+    async def _write(self, work: Callable[[Connection], T]) -> T:
+        """Return what *work* returned, committed.
+
+        It runs in a task of its own, so that whoever cancels the call does not cancel the transaction: a driver
+        that is cut off inside COMMIT leaves an outcome that only the database knows, and a connection in an unknown
+        state. The next call waits its turn, and so finds the outcome settled.
+        """
+
+        async def run() -> T:
+            async with self._write_turn:
+                if self._writer is None:
+                    raise StoreUnavailable("the store is not open")
+                return await self._writer.transact(work)
+
+        task = asyncio.create_task(run())
+        self._writes.add(task)
+        task.add_done_callback(self._written)
+        await asyncio.wait((task,))
+        return task.result()
+
+    def _written(self, task: asyncio.Task[object]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at here, because the caller may be gone
+
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        reader = self._reader
+        if reader is None:
+            raise StoreUnavailable("the store is not open")
+        try:
+            async with reader.connect() as connection:
+                return await connection.run_sync(work)
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreUnavailable() from error
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Appended]:
+        """Record *drafts* in one transaction; see `Store.append`."""
+        appender = self._appender
+        if appender is None:
+            raise StoreUnavailable("the store is not open")
+        drafts = list(drafts)
+
+        def work(connection: Connection) -> list[Appended]:
+            outcome = appender.append(connection, drafts)
+            # Before COMMIT is sent: whatever becomes of that, `settle` tells this append's events from older ones.
+            if outcome.last_id_before is None:
+                self._settle_above_id = NOTHING_ABOVE
+            else:
+                self._settle_above_id = outcome.last_id_before
+            return outcome.appended
+
+        return await self._write(work)
+
+    async def settle(self, drafts: Sequence[Draft]) -> list[Appended | None]:
+        """Return what the latest append recorded of *drafts*; see `Store.settle`.
+
+        A draft whose key the log knew before that append is a duplicate here as it would have been there.
+        """
+        drafts = list(drafts)
+
+        # In a write transaction: a transaction of a lost connection that is still alive somewhere holds the same
+        # lock, so that what is read here is the last word.
+        try:
+            return await self._write(
+                lambda connection: transactions.settle(connection, drafts, above_id=self._settle_above_id)
+            )
+        except OutcomeUnknown as error:
+            raise StoreUnavailable() from error
+
+    async def head(self, room_id: str) -> RoomHead:
+        """Return where *room_id* stands; see `Store.head`."""
+        return await self._read(lambda connection: transactions.head(connection, room_id))
+
+    async def page(
+        self,
+        room_id: str,
+        *,
+        event_names: Collection[str] | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int,
+    ) -> LogPage:
+        """Return events of a room by seq; see `Store.page`."""
+        names = None if event_names is None else tuple(sorted(set(event_names)))
+        if names == ():
+            return LogPage([], 0, 0)
+        return await self._read(
+            lambda connection: transactions.page(connection, room_id, names, before, after, limit)
+        )
+
+    async def stream_page(
+        self, room_id: str, event_name: str, *, before_position: int, limit: int
+    ) -> LogPage:
+        """Return events of one stream by position; see `Store.stream_page`."""
+        return await self._read(
+            lambda connection: transactions.page_of_stream(
+                connection, room_id, event_name, before_position, limit
+            )
+        )
+
+    async def mark_handed(self, room_id: str, event_name: str, through: int) -> None:
+        """Move a stream's hand-over forward; see `Store.mark_handed`."""
+        await self._change(
+            lambda connection: transactions.mark_handed(connection, room_id, event_name, through)
+        )
+
+    async def remove(self, room_id: str, event_name: str, through: int) -> None:
+        """Remove a stream's events through a position; see `Store.remove`."""
+        await self._change(lambda connection: transactions.remove(connection, room_id, event_name, through))
+
+    async def _change(self, work: Callable[[Connection], None]) -> None:
+        try:
+            await self._write(work)
+        except OutcomeUnknown as error:
+            # Doing either change again does no harm, so its caller needs to know only that it is not sure.
+            raise StoreUnavailable() from error
+
+    async def streams(self) -> AsyncIterator[tuple[str, str, StreamState]]:
+        """Iterate over the streams that wait for the hand-over; see `Store.streams`."""
+        last = ("", "")
+        while True:
+            rows = await self._read(partial(transactions.streams_above, last=last))
+            for row in rows:
+                yield (
+                    row.room_id,
+                    row.event_name,
+                    StreamState(row.last, row.handed_through, row.removed_through, row.removed_through_seq),
+                )
+            if not rows:
+                return
+            last = (rows[-1].room_id, rows[-1].event_name)
+
+
+NOTHING_ABOVE = 2**63 - 1
+
+
+def _use_wal(connection: Connection) -> None:
+    # Kept in the file, so it is asked for once. Elsewhere than in WAL mode a reader would stop the writer.
+    mode = connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar()
+    if mode != "wal":
+        raise OSError(f"its file system has no write-ahead log for SQLite; the journal stays {mode}")
+
+
+def _set_busy(connection: Connection, seconds: float) -> None:
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(seconds * 1000)}")

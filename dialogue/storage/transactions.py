@@ -1,0 +1,338 @@
+"""What a log does inside one transaction, as plain functions over a synchronous connection.
+
+A `Writer` runs them: on SQLite in the thread that owns the connection, elsewhere through the async driver. So one
+code serves both, and an append costs the event loop one wait instead of one per statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from sqlalchemy import Connection, Dialect, Row, delete, select, update
+from sqlalchemy.exc import DataError, IntegrityError
+
+from ..errors import DraftRefused
+from ..events import SERVER_KEY_PREFIX, Draft, EncodedEvent
+from .base import Appended, LogPage, RoomHead, StreamState
+from .statements import (
+    KEY_CHUNK,
+    AppendStatements,
+    chunks,
+    decode_row,
+    floors,
+    heads_statement,
+    key_parameters,
+    page_parameters,
+    page_statement,
+    settle_statement,
+    slots,
+    stream_page,
+    unhanded_streams,
+)
+from .tables import events, log, streams
+
+T = TypeVar("T")
+
+Key = tuple[str, str, str]
+"""(room id, sender, key)."""
+
+
+class AppendOutcome(NamedTuple):
+    """What an append did.
+
+    Attributes:
+        appended: One per draft.
+        last_id_before: The log's last id before this append; None when nothing was recorded.
+    """
+
+    appended: list[Appended]
+    last_id_before: int | None
+
+
+class _Room:
+    """A room's counters while an append hands them out."""
+
+    __slots__ = ("seq", "streams", "timestamp", "unread_position")
+
+    def __init__(self, seq: int, timestamp: int, unread_position: int) -> None:
+        self.seq = seq
+        self.timestamp = timestamp
+        self.unread_position = unread_position
+        self.streams: dict[str, int] = {}
+
+
+class Appender:
+    """Appends to the log of one dialect.
+
+    Args:
+        clock: Returns milliseconds since the epoch.
+    """
+
+    def __init__(self, dialect: Dialect, *, clock: Callable[[], int]) -> None:
+        self._statements = AppendStatements(dialect)
+        self._clock = clock
+
+    def append(self, connection: Connection, drafts: Sequence[Draft]) -> AppendOutcome:
+        """Record *drafts* in the transaction that *connection* is in; see `Store.append`.
+
+        Raises:
+            DraftRefused: The database refuses at least one of them.
+        """
+        firsts: dict[Key, int] = {}
+        for index, draft in enumerate(drafts):
+            if not draft.key.startswith(SERVER_KEY_PREFIX):
+                firsts.setdefault((draft.room_id, draft.sender, draft.key), index)
+        known = self._known(connection, list(firsts))
+        fresh = list(drafts)
+        if firsts:
+            fresh = []
+            for index, draft in enumerate(drafts):
+                key = (draft.room_id, draft.sender, draft.key)
+                if firsts.get(key, index) == index and key not in known:
+                    fresh.append(draft)
+        if not fresh:
+            return AppendOutcome([known[draft.room_id, draft.sender, draft.key] for draft in drafts], None)
+        last_id = self._statements.allocate(connection, len(fresh))
+        recorded = self._record(connection, fresh, last_id - len(fresh))
+        if len(fresh) == len(drafts):
+            return AppendOutcome(recorded, last_id - len(fresh))
+        appended = []
+        new = iter(recorded)
+        for draft in drafts:
+            key = (draft.room_id, draft.sender, draft.key)
+            found = known.get(key)
+            if found is None:
+                found = next(new)
+                if key in firsts:
+                    known[key] = found._replace(event=None)
+            appended.append(found)
+        return AppendOutcome(appended, last_id - len(fresh))
+
+    def _known(self, connection: Connection, keys: Sequence[Key]) -> dict[Key, Appended]:
+        return {
+            (room_id, sender, key): Appended(seq, id_, timestamp, None)
+            for room_id, sender, key, seq, id_, timestamp in self._statements.known_rows(connection, keys)
+        }
+
+    def _counters(self, connection: Connection, room_ids: Sequence[str]) -> dict[str, _Room]:
+        found: dict[str, _Room] = {}
+        for row in self._statements.head_rows(connection, room_ids):
+            room = found.get(row[0])
+            if room is None:
+                room = found[row[0]] = _Room(row[1], row[2], row[3])
+            if row[4] is not None:
+                room.streams[row[4]] = row[5]
+        return found
+
+    def _record(self, connection: Connection, drafts: Sequence[Draft], id_: int) -> list[Appended]:
+        """Write new events with the ids after *id_*, and the counters that they move."""
+        now = self._clock()
+        counters = self._counters(connection, list({draft.room_id for draft in drafts}))
+        touched: set[tuple[str, str]] = set()
+        for room in counters.values():
+            room.timestamp = max(now, room.timestamp)
+        rows: list[tuple[Any, ...]] = []
+        appended: list[Appended] = []
+        for draft in drafts:
+            room_id = draft.room_id
+            name = draft.event
+            found = counters.get(room_id)
+            if found is None:
+                found = counters[room_id] = _Room(0, now, 0)
+            id_ += 1
+            seq = found.seq = found.seq + 1
+            position = found.streams.get(name, 0) + 1
+            found.streams[name] = position
+            touched.add((room_id, name))
+            if draft.counts_unread:
+                found.unread_position += 1
+            timestamp = found.timestamp
+            meta = draft.meta_json
+            try:
+                row = (
+                    id_,
+                    room_id,
+                    seq,
+                    name,
+                    draft.kind,
+                    draft.data_json.decode(),
+                    draft.sender,
+                    timestamp,
+                    None if meta is None else meta.decode(),
+                    draft.key,
+                    position,
+                    found.unread_position,
+                    now,
+                )
+                event = draft.record(id=id_, seq=seq, position=position, timestamp=timestamp)
+            except UnicodeError as error:
+                raise DraftRefused("one of these events is not valid text") from error
+            rows.append(row)
+            appended.append(Appended(seq, id_, timestamp, event))
+        try:
+            connection.exec_driver_sql(self._statements.insert_events, rows)
+        except (IntegrityError, DataError, UnicodeEncodeError) as error:
+            raise DraftRefused("the database refuses one of these events") from error
+        connection.exec_driver_sql(
+            self._statements.upsert_rooms,
+            [(room_id, room.seq, room.timestamp, room.unread_position) for room_id, room in counters.items()],
+        )
+        connection.exec_driver_sql(
+            self._statements.upsert_streams,
+            [(room_id, name, counters[room_id].streams[name], 0, 0, 0) for room_id, name in touched],
+        )
+        return appended
+
+
+def settle(connection: Connection, drafts: Sequence[Draft], *, above_id: int) -> list[Appended | None]:
+    """Return what the log has of *drafts*; see `Store.settle`.
+
+    Args:
+        above_id: The log's last id before the append in question. What is at or below it was known by its key
+            already when that append came, so it is told as a duplicate, and not as an event to deliver.
+    """
+    found: dict[Key, tuple[Appended, EncodedEvent]] = {}
+    keys = list({(draft.room_id, draft.sender, draft.key): None for draft in drafts})
+    for chunk in chunks(keys, KEY_CHUNK):
+        size = slots(len(chunk))
+        for row in connection.execute(settle_statement(size), key_parameters(chunk, size)):
+            event = decode_row(row.room_id, row)
+            found[row.room_id, row.from_user, row.key] = Appended(row.seq, row.id, row.timestamp, None), event
+    settled: list[Appended | None] = []
+    told: set[Key] = set()
+    for draft in drafts:
+        key = (draft.room_id, draft.sender, draft.key)
+        if key not in found:
+            settled.append(None)
+            continue
+        appended, event = found[key]
+        is_new = appended.id > above_id and key not in told
+        told.add(key)
+        settled.append(appended._replace(event=event) if is_new else appended)
+    return settled
+
+
+def mark_handed(connection: Connection, room_id: str, event_name: str, through: int) -> None:
+    """Move a stream's ``handed_through`` forward; see `Store.mark_handed`."""
+    connection.execute(
+        update(streams)
+        .where(
+            streams.c.room_id == room_id,
+            streams.c.event_name == event_name,
+            streams.c.handed_through < through,
+        )
+        .values(handed_through=through)
+    )
+
+
+def remove(connection: Connection, room_id: str, event_name: str, through: int) -> None:
+    """Remove a stream's events through a position; see `Store.remove`."""
+    is_stream = (streams.c.room_id == room_id) & (streams.c.event_name == event_name)
+    stream = connection.execute(
+        select(streams.c.last, streams.c.removed_through).where(is_stream)
+    ).one_or_none()
+    if stream is None:
+        return
+    # Beyond the newest event it would be a promise to remove what is not yet there.
+    through = min(through, stream.last)
+    if through <= stream.removed_through:
+        return
+    of_stream = (events.c.room_id == room_id) & (events.c.event_name == event_name)
+    seq, id_ = connection.execute(
+        select(events.c.seq, events.c.id).where(of_stream, events.c.position == through)
+    ).one()
+    connection.execute(delete(events).where(of_stream, events.c.position <= through))
+    connection.execute(
+        update(streams).where(is_stream).values(removed_through=through, removed_through_seq=seq)
+    )
+    connection.execute(update(log).where(log.c.removed_through_id < id_).values(removed_through_id=id_))
+
+
+def head(connection: Connection, room_id: str) -> RoomHead:
+    """Return where a room stands; see `Store.head`. One statement, so that seq and streams fit together."""
+    found = RoomHead(0, {})
+    for row in connection.execute(heads_statement(1), {"room_id_0": room_id}):
+        found.last_seq = row.last_seq
+        if row.event_name is not None:
+            found.streams[row.event_name] = StreamState(
+                row.last, row.handed_through, row.removed_through, row.removed_through_seq
+            )
+    return found
+
+
+def page(
+    connection: Connection,
+    room_id: str,
+    names: Sequence[str] | None,
+    before: int | None,
+    after: int | None,
+    limit: int,
+) -> LogPage:
+    """Return a page by seq; see `Store.page`. *names* are sorted and distinct."""
+    count = None if names is None else len(names)
+    statement = page_statement(count, has_before=before is not None, has_after=after is not None)
+    parameters = page_parameters(room_id, names, before, after, limit)
+
+    def read() -> list[Any]:
+        return list(connection.execute(statement, parameters))
+
+    rows, removed = _with_floors(connection, room_id, names, read)
+    if after is None:
+        rows.reverse()
+    return LogPage(
+        [decode_row(room_id, row) for row in rows],
+        max((seq for _, seq in removed.values()), default=0),
+        removed.get(names[0], (0, 0))[0] if names is not None and len(names) == 1 else 0,
+    )
+
+
+def page_of_stream(
+    connection: Connection, room_id: str, event_name: str, before_position: int, limit: int
+) -> LogPage:
+    """Return a page by position; see `Store.stream_page`."""
+    parameters = {
+        "room_id": room_id,
+        "event_name": event_name,
+        "before_position": before_position,
+        "limit": limit,
+    }
+
+    def read() -> list[Any]:
+        return list(connection.execute(stream_page, parameters))
+
+    rows, removed = _with_floors(connection, room_id, (event_name,), read)
+    position, seq = removed.get(event_name, (0, 0))
+    return LogPage([decode_row(room_id, row) for row in reversed(rows)], seq, position)
+
+
+def _with_floors(
+    connection: Connection, room_id: str, names: Sequence[str] | None, read: Callable[[], list[Any]]
+) -> tuple[list[Any], dict[str, tuple[int, int]]]:
+    """Return rows and, by stream, the (position, seq) through which it has been removed.
+
+    The floors are read after the rows: read before, a removal in between would leave a hole above them. If a
+    removal took rows that were read already, all is read again, because the rest of a page that was cut at its
+    limit may lie above the new floor.
+    """
+    while True:
+        rows = read()
+        removed = {
+            row[0]: (row[1], row[2])
+            for row in connection.execute(floors, {"room_id": room_id})
+            if names is None or row[0] in names
+        }
+        if all(row.position > removed.get(row.event_name, (0, 0))[0] for row in rows):
+            return rows, removed
+
+
+def streams_above(connection: Connection, last: tuple[str, str]) -> Sequence[Row[Any]]:
+    """Return the next streams that wait for the hand-over, above the (room id, event name) *last*; empty at the end."""
+    room_id, event_name = last
+    return connection.execute(unhanded_streams, {"room_id": room_id, "event_name": event_name}).all()
+
+
+def epoch_and_last_id(connection: Connection) -> tuple[str, int] | None:
+    """Return the log's epoch and its newest id; None for a log that was never opened."""
+    row = connection.execute(select(log.c.epoch, log.c.last_id)).one_or_none()
+    return None if row is None else (row.epoch, row.last_id)
