@@ -1,0 +1,1606 @@
+/**
+ * The browser client of Dialogue: rooms with live events, exact resume and history.
+ *
+ * One ES module without dependencies. It runs in browsers and, given a `WebSocket` constructor,
+ * in Node. The file reads from the bottom layer up:
+ *
+ *   Link      one WebSocket: frames, silence, nothing of rooms
+ *   Client    connecting again and again, requests matched to answers, rooms
+ *   Room      handlers, subscription, cursor, triggers, reads
+ *   Timeline  one ordered list of older pages, live events and unsent ones; no I/O of its own
+ *
+ * Three invariants hold the whole together:
+ *
+ *   1. A room is `live` only from the answer to the join that this client sent on the present
+ *      connection. Events that come for a room that is not live are dropped, because the coming
+ *      `joined` carries them; taking them would move the cursor past events not yet seen.
+ *   2. A request keeps its place in one ordered map until it is answered. What a lost connection
+ *      left unanswered is sent again from there, in order, triggers with the same key.
+ *   3. An event whose seq is not above the room's cursor has been delivered already.
+ */
+
+const CLOSE_UNAUTHENTICATED = 4001;
+const CLOSE_PROTOCOL = 4002;
+const CLOSE_FRAME_TOO_BIG = 1009;
+
+/** The server may or may not have recorded the trigger: only the same key makes a retry safe. */
+const OUTCOME_UNKNOWN = new Set(["STORE_UNAVAILABLE", "INTERNAL", "TIMEOUT"]);
+
+/** Reasons for which a room that was joined before is asked for again, not given up. */
+const JOIN_LATER = new Set([
+  "STORE_UNAVAILABLE",
+  "INTERNAL",
+  "TIMEOUT",
+  "RATE_LIMITED",
+  "BACKPRESSURE",
+]);
+
+/** Commands are joined into frames of about this size; a larger command travels alone. */
+const BATCH_CHARACTERS = 16 * 1024;
+
+/** … and of at most so many, fewer if the server says so: what is past its limit is not read. */
+const BATCH_COMMANDS = 100;
+
+/** A connection that lasted this long was a good one: the next loss starts with short delays. */
+const STABLE_MS = 5000;
+
+/** A connection that stood at all takes the delay back to this many doublings. */
+const FAILURES_ONCE_CONNECTED = 3;
+
+const WAKE_EVENTS = ["online", "focus", "pageshow", "visibilitychange"];
+
+/**
+ * What went wrong, as a code.
+ *
+ * Codes of the server are those of the protocol (`JOIN_DENIED`, `VALIDATION_FAILED`, …). The
+ * client adds `DISCONNECTED` (disconnected, or ended for good), `TIMEOUT` (no answer in time),
+ * `PENDING_FULL` (too many requests wait already), `PROTOCOL` (the server speaks something else)
+ * and `AUTH_FAILED` (the `auth` function threw; see `cause`).
+ */
+export class DialogueError extends Error {
+  constructor(code, message, { details = null, retryAfterSeconds = null, cause } = {}) {
+    super(message, cause === undefined ? undefined : { cause });
+    this.name = "DialogueError";
+    this.code = code;
+    this.details = details;
+    this.retryAfterSeconds = retryAfterSeconds;
+  }
+}
+
+function errorFrom(message) {
+  return new DialogueError(message.code ?? "INTERNAL", message.message ?? "Unknown error", {
+    details: message.details ?? null,
+    retryAfterSeconds: message.retry_after_seconds ?? null,
+  });
+}
+
+// ---------------------------------------------------------------------------------- small parts
+
+/** An application's mistake is shown where its developer looks, and goes no further. */
+function report(error) {
+  if (typeof globalThis.reportError === "function") globalThis.reportError(error);
+  else console.error(error);
+}
+
+/** Handlers in the order added. One that throws (or rejects) stops neither the others nor us. */
+class Listeners {
+  #entries = new Set();
+
+  add(fn) {
+    if (typeof fn !== "function") throw new TypeError("a handler must be a function");
+    const entry = { fn };
+    this.#entries.add(entry);
+    return () => void this.#entries.delete(entry);
+  }
+
+  emit(...values) {
+    for (const entry of [...this.#entries]) {
+      if (!this.#entries.has(entry)) continue; // removed by a handler before it
+      try {
+        const result = entry.fn(...values);
+        if (typeof result?.then === "function") result.then(undefined, report);
+      } catch (error) {
+        report(error);
+      }
+    }
+  }
+}
+
+class NamedListeners {
+  #byName = new Map();
+
+  add(name, fn) {
+    let listeners = this.#byName.get(name);
+    if (!listeners) this.#byName.set(name, (listeners = new Listeners()));
+    return listeners.add(fn);
+  }
+
+  emit(name, ...values) {
+    this.#byName.get(name)?.emit(...values);
+  }
+}
+
+function deferred() {
+  const parts = {};
+  parts.promise = new Promise((resolve, reject) => Object.assign(parts, { resolve, reject }));
+  // Whoever waits has a promise derived from this one; nobody waiting is not an error.
+  parts.promise.catch(() => {});
+  return parts;
+}
+
+/** A task of its own, so that all promise reactions of the present one have run before it. */
+function nextTask(fn) {
+  if (typeof globalThis.setImmediate === "function") {
+    globalThis.setImmediate(fn);
+    return;
+  }
+  // Not setTimeout: a hidden tab delays that by up to a minute.
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = () => {
+    port1.close();
+    fn();
+  };
+  port2.postMessage(null);
+}
+
+/** 128 random bits; `randomUUID` is missing on plain http pages other than localhost. */
+function newKey() {
+  const crypto = globalThis.crypto;
+  if (typeof crypto?.randomUUID === "function") return crypto.randomUUID();
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function socketUrl(base) {
+  const page = globalThis.document?.baseURI ?? globalThis.location?.href;
+  let url;
+  try {
+    // "" means the page's folder; resolved as it stands it would name the page itself.
+    url = new URL(base === "" ? "./" : base, page);
+  } catch {
+    throw new TypeError(`url ${JSON.stringify(base)} is not valid here; give an absolute one`);
+  }
+  if (url.protocol === "http:") url.protocol = "ws:";
+  else if (url.protocol === "https:") url.protocol = "wss:";
+  else if (url.protocol !== "ws:" && url.protocol !== "wss:") {
+    throw new TypeError(`url must be http(s), ws(s) or relative to the page, not ${url.protocol}`);
+  }
+  url.pathname = `${url.pathname.replace(/\/+$/, "")}/ws`;
+  url.hash = "";
+  return url.href;
+}
+
+const NO_META = Object.freeze({});
+
+function eventFrom(wire, roomId) {
+  const event = {
+    roomId,
+    event: wire.event,
+    id: wire.id ?? null,
+    seq: wire.seq ?? null,
+    from: wire.from,
+    timestamp: wire.timestamp,
+    data: wire.data,
+    meta: wire.meta ?? NO_META,
+    kind: wire.kind ?? "event",
+  };
+  if (wire.key != null) event.key = wire.key;
+  if (wire.edited) event.edited = true;
+  if (wire.deleted) event.deleted = true;
+  return Object.freeze(event);
+}
+
+function gapFrom(wire) {
+  const { from_seq: fromSeq = null, through_seq: throughSeq = null, reason } = wire;
+  return Object.freeze({ fromSeq, throughSeq, reason });
+}
+
+function namesFrom(events) {
+  const list = typeof events === "string" ? [events] : [...events];
+  return list.includes("*") ? "*" : list;
+}
+
+// ----------------------------------------------------------------------------------------- link
+
+/**
+ * One WebSocket from opening to its end.
+ *
+ * `onGone` is called at most once, for whatever ends it first: a close frame, an error, silence.
+ * After `close()` nothing is called any more, so that an old connection cannot disturb its
+ * successor. What has been received and not yet handled is dropped with the link; resuming
+ * brings it again.
+ */
+class Link {
+  #socket = null;
+  #callbacks;
+  #outgoing = [];
+  /** Bounded by what arrives during one task, the longest that `hold` lasts. */
+  #inbox = [];
+  #next = 0;
+  #held = false;
+  #draining = false;
+  #heardAt = Date.now();
+  #silenceMs = 0;
+  #silenceTimer = null;
+
+  alive = true;
+  commandsPerFrame = BATCH_COMMANDS;
+  /** Set by the client when the server has said `connected`. */
+  connectedAt = null;
+  /** Joins sent on this link and not yet answered, by ref. At most one per room. */
+  joins = new Map();
+
+  constructor(WebSocket, url, callbacks) {
+    this.#callbacks = callbacks;
+    const socket = new WebSocket(url);
+    this.#socket = socket;
+    socket.onopen = () => this.alive && callbacks.onOpen();
+    socket.onmessage = ({ data }) => this.#receive(data);
+    socket.onclose = ({ code, reason }) => this.fail(code, reason);
+    // A close event always follows. The handler must be there: without one Node's `ws` throws.
+    socket.onerror = () => {};
+  }
+
+  /** Sends a command, encoded; those of one microtask share a frame. */
+  send(text) {
+    if (!this.alive) return;
+    this.#outgoing.push(text);
+    if (this.#outgoing.length === 1) queueMicrotask(() => this.#flush());
+  }
+
+  #flush() {
+    const commands = this.#outgoing;
+    this.#outgoing = [];
+    if (!this.alive) return;
+    let batch = [];
+    let size = 0;
+    const ship = () => {
+      if (batch.length) this.#socket.send(batch.length === 1 ? batch[0] : `[${batch.join(",")}]`);
+      batch = [];
+      size = 0;
+    };
+    for (const text of commands) {
+      if (size + text.length > BATCH_CHARACTERS || batch.length >= this.commandsPerFrame) ship();
+      batch.push(text);
+      size += text.length;
+    }
+    ship();
+  }
+
+  #receive(data) {
+    if (!this.alive) return;
+    this.#heardAt = Date.now();
+    let messages;
+    try {
+      messages = JSON.parse(data);
+    } catch {
+      messages = null;
+    }
+    if (!Array.isArray(messages)) {
+      // Passing over a frame could pass over an event: start again from the cursor instead.
+      this.fail(1006, "not a frame of this protocol");
+      return;
+    }
+    for (const message of messages) this.#inbox.push(message);
+    this.#drain();
+  }
+
+  #drain() {
+    if (this.#draining) return;
+    this.#draining = true;
+    try {
+      while (this.alive && !this.#held && this.#next < this.#inbox.length) {
+        this.#callbacks.onMessage(this.#inbox[this.#next++]);
+      }
+    } catch (error) {
+      report(error);
+      this.fail(1006, "a message could not be handled");
+    } finally {
+      this.#draining = false;
+    }
+    if (this.#next === this.#inbox.length) {
+      this.#inbox = [];
+      this.#next = 0;
+    }
+  }
+
+  /**
+   * Handles no further message in this task.
+   *
+   * `await client.join(…)` goes on in a microtask, and only then does the application add its
+   * handlers. An event in the same frame as `joined` would otherwise come before them and be lost.
+   */
+  hold() {
+    if (this.#held) return;
+    this.#held = true;
+    nextTask(() => {
+      this.#held = false;
+      this.#drain();
+    });
+  }
+
+  /** Ends the link when nothing has been heard for *milliseconds*. */
+  watchSilence(milliseconds) {
+    clearTimeout(this.#silenceTimer);
+    this.#silenceMs = milliseconds;
+    if (milliseconds > 0) this.#watch(milliseconds);
+  }
+
+  #watch(delay) {
+    this.#silenceTimer = setTimeout(() => {
+      const left = this.#silenceMs - this.silentMs;
+      if (left > 0) this.#watch(left);
+      else this.fail(1006, "nothing heard");
+    }, delay);
+  }
+
+  /** Wall clock, not `performance.now()`: that one may stand still while a laptop sleeps. */
+  get silentMs() {
+    return Math.max(0, Date.now() - this.#heardAt);
+  }
+
+  get silenceMs() {
+    return this.#silenceMs;
+  }
+
+  /** Ends the link now, without waiting for a close handshake that a dead network never answers. */
+  fail(code, reason = "") {
+    if (!this.alive) return;
+    this.close();
+    this.#callbacks.onGone({ code, reason });
+  }
+
+  close() {
+    if (!this.alive) return;
+    this.alive = false;
+    clearTimeout(this.#silenceTimer);
+    this.#inbox = [];
+    this.#next = 0;
+    const socket = this.#socket;
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    try {
+      socket.close(1000);
+    } catch {
+      // Already closed, or never opened: either way there is nothing left to close.
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------------- client
+
+/**
+ * Makes a client; `connect()` starts it.
+ *
+ * @param {object} options
+ * @param {string} options.url The router's base: http(s), ws(s) or relative to the page.
+ *   The socket is at `<base>/ws`.
+ * @param {object|Function} [options.auth] Sent with every connect; a function (it may be async)
+ *   is called each time, so that it can bring a fresh token.
+ * @param {Function} [options.WebSocket] Default: the platform's own.
+ * @param {() => number} [options.random] In [0, 1); spreads the delays. Default: Math.random.
+ * @param {number} [options.maxPendingTriggers] Triggers not yet acked, over all rooms; one more
+ *   is refused with PENDING_FULL. Default: 1000.
+ * @param {number} [options.maxPendingRequests] The same for reads and the rest. Default: 1000.
+ * @param {number} [options.maxTriggerAttempts] How often a trigger with unknown outcome is sent
+ *   on working connections. Default: 6.
+ * @param {number} [options.requestTimeoutSeconds] Counted only while connected. Default: 30.
+ * @param {number} [options.connectTimeoutSeconds] From the attempt's start, `auth` included, to
+ *   the server's `connected`. Default: 15.
+ * @param {number} [options.backoffSeconds] Delays are drawn from 0 to this, doubled at each
+ *   failure … Default: 0.5.
+ * @param {number} [options.maxBackoffSeconds] … up to this. Default: 20.
+ */
+export function createDialogueClient(options) {
+  return new DialogueClient(options);
+}
+
+class DialogueClient {
+  #url;
+  #auth;
+  #WebSocket;
+  #random;
+  #limits;
+
+  #state = "offline";
+  #wanted = false;
+  #everConnected = false;
+  #link = null;
+  /** Counts attempts to open; what an older attempt still brings is void. */
+  #attempt = 0;
+  #failures = 0;
+  #retryTimer = null;
+  #attemptTimer = null;
+  #opening = null;
+  #connectRef = null;
+
+  #nextRef = 1;
+  /** Unanswered requests in the order made, by ref. Bounded by the two maxPending options. */
+  #pending = new Map();
+  #pendingTriggers = 0;
+  #rooms = new Map();
+
+  #messages = new NamedListeners();
+  #onHistory = new Listeners();
+  #onConnect = new Listeners();
+  #onDisconnect = new Listeners();
+  #onError = new Listeners();
+  #onState = new Listeners();
+  #onJoined = new Listeners();
+
+  #wake = () => this.#wakeUp();
+
+  userId = null;
+  clientId = null;
+  /** Most events in a page, as the server says. */
+  _pageEvents = Infinity;
+
+  constructor({
+    url,
+    auth,
+    WebSocket = globalThis.WebSocket,
+    random = Math.random,
+    maxPendingTriggers = 1000,
+    maxPendingRequests = 1000,
+    maxTriggerAttempts = 6,
+    requestTimeoutSeconds = 30,
+    connectTimeoutSeconds = 15,
+    backoffSeconds = 0.5,
+    maxBackoffSeconds = 20,
+  }) {
+    if (typeof WebSocket !== "function") {
+      throw new TypeError("no WebSocket here; pass one, for example { WebSocket } from the npm package ws");
+    }
+    this.#url = socketUrl(url);
+    this.#auth = auth;
+    this.#WebSocket = WebSocket;
+    this.#random = random;
+    this.#limits = {
+      maxPendingTriggers,
+      maxPendingRequests,
+      maxTriggerAttempts,
+      requestTimeoutMs: requestTimeoutSeconds * 1000,
+      connectTimeoutMs: connectTimeoutSeconds * 1000,
+      backoffMs: backoffSeconds * 1000,
+      maxBackoffMs: maxBackoffSeconds * 1000,
+    };
+  }
+
+  /** "connecting" | "connected" | "resuming" | "offline" (not connected and not trying). */
+  get state() {
+    return this.#state;
+  }
+
+  get connected() {
+    return this.#state === "connected";
+  }
+
+  /** Data that the server sent to this client alone: `fn(data, event)`. */
+  on(event, fn) {
+    return this.#messages.add(event, fn);
+  }
+
+  /** What a join brought, newest first: `fn(roomId, events)`. Not called for resumed events. */
+  onHistory(fn) {
+    return this.#onHistory.add(fn);
+  }
+
+  /** `fn({clientId, userId, resumed})`, at every connection. */
+  onConnect(fn) {
+    return this.#onConnect.add(fn);
+  }
+
+  /** `fn({code, reason, willReconnect})`, whenever a connection that stood has ended. */
+  onDisconnect(fn) {
+    return this.#onDisconnect.add(fn);
+  }
+
+  /** `fn(error)`, for what belongs to no call: a refused connection, a failed `auth`, … */
+  onError(fn) {
+    return this.#onError.add(fn);
+  }
+
+  onState(fn) {
+    return this.#onState.add(fn);
+  }
+
+  /** `fn(room)`, when the server has put this client into a room that it did not ask for. */
+  onJoined(fn) {
+    return this.#onJoined.add(fn);
+  }
+
+  /**
+   * Connects and stays connected until `disconnect()`.
+   *
+   * Resolves when the server has answered. Failed attempts are repeated without end; it rejects
+   * only if the server refuses this client for good or `disconnect()` is called.
+   * After a `disconnect()` it takes up the rooms where they were.
+   */
+  connect() {
+    if (this.#state === "connected") return Promise.resolve();
+    this.#opening ??= deferred();
+    const { promise } = this.#opening;
+    if (!this.#wanted) {
+      this.#wanted = true;
+      this.#failures = 0;
+      for (const type of WAKE_EVENTS) wakeTarget(type)?.addEventListener?.(type, this.#wake);
+      this.#open();
+    }
+    return promise;
+  }
+
+  /** Closes the connection; what is unanswered is rejected with DISCONNECTED. */
+  disconnect() {
+    this.#stop(new DialogueError("DISCONNECTED", "disconnect() was called"), {
+      code: 1000,
+      reason: "",
+    });
+  }
+
+  /**
+   * Joins a room, or returns the one joined already.
+   *
+   * Every join needs a `leave()` of its own before the room is really left, so that two parts of
+   * an application can share a room. `events` of a later join are added to the subscription.
+   *
+   * @param {string} roomId
+   * @param {object} [options]
+   * @param {number} [options.sync] How many of the newest events per type to bring.
+   * @param {string[]|"*"} [options.events] What to subscribe to. Default: the room's own choice.
+   * @throws {DialogueError} DISCONNECTED before `connect()`, and what the server refuses with.
+   */
+  async join(roomId, { sync, events } = {}) {
+    if (!this.#wanted) throw new DialogueError("DISCONNECTED", "call connect() before join()");
+    let room = this.#rooms.get(roomId);
+    if (room) {
+      room._users += 1;
+      await room._firstJoin.promise;
+      if (events !== undefined && !room._covers(events)) await room.subscribe(events);
+      return room;
+    }
+    room = new Room(this, roomId, { sync, events });
+    room._users = 1;
+    this.#rooms.set(roomId, room);
+    this.#join(room);
+    await room._firstJoin.promise;
+    return room;
+  }
+
+  /** The room if it is joined (or being joined), else undefined. */
+  getRoom(roomId) {
+    return this.#rooms.get(roomId);
+  }
+
+  async listRooms() {
+    const { rooms } = await this._request({ type: "rooms" });
+    return rooms.map((room) => ({
+      id: room.id,
+      name: room.name,
+      description: room.description ?? null,
+      size: room.size ?? 0,
+      maxSize: room.max_size ?? null,
+      createdById: room.created_by_id ?? null,
+    }));
+  }
+
+  // ---- connecting
+
+  #setState(state) {
+    if (state === this.#state) return;
+    this.#state = state;
+    this.#onState.emit(state);
+  }
+
+  async #open() {
+    const attempt = ++this.#attempt;
+    const isCurrent = () => attempt === this.#attempt;
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = null;
+    this.#setState(this.#everConnected ? "resuming" : "connecting");
+    if (!isCurrent()) return; // a state handler has called disconnect()
+    this.#attemptTimer = setTimeout(() => {
+      // No link yet means that `auth` is what hangs.
+      if (this.#link) this.#link.fail(1006, "no answer to connect");
+      else this.#retryLater();
+    }, this.#limits.connectTimeoutMs);
+    let auth = this.#auth;
+    try {
+      if (typeof auth === "function") auth = await auth();
+    } catch (cause) {
+      if (!isCurrent()) return;
+      this.#onError.emit(new DialogueError("AUTH_FAILED", "the auth function threw", { cause }));
+      if (isCurrent()) this.#retryLater();
+      return;
+    }
+    if (!isCurrent()) return;
+    try {
+      const link = new Link(this.#WebSocket, this.#url, {
+        onOpen: () => {
+          this.#connectRef = this.#nextRef++;
+          const command = { type: "connect", ref: this.#connectRef };
+          if (auth != null) command.auth = auth;
+          link.send(JSON.stringify(command));
+        },
+        onMessage: (message) => this.#handle(message, link),
+        onGone: (close) => this.#gone(link, close),
+      });
+      this.#link = link;
+    } catch (cause) {
+      // The platform refuses to open it, for example ws: from an https: page.
+      this.#onError.emit(new DialogueError("DISCONNECTED", "the socket could not be opened", { cause }));
+      if (isCurrent()) this.#retryLater();
+    }
+  }
+
+  #backoffMs(failures) {
+    const { backoffMs, maxBackoffMs } = this.#limits;
+    return this.#random() * Math.min(maxBackoffMs, backoffMs * 2 ** Math.min(failures, 30));
+  }
+
+  #retryLater() {
+    this.#attempt += 1;
+    clearTimeout(this.#attemptTimer);
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = setTimeout(() => this.#open(), this.#backoffMs(this.#failures));
+    this.#failures += 1;
+    this.#setState(this.#everConnected ? "resuming" : "connecting");
+  }
+
+  #wakeUp() {
+    if (globalThis.document?.visibilityState === "hidden") return;
+    if (this.#retryTimer !== null) {
+      this.#failures = 0;
+      this.#open();
+    } else if (this.#link?.connectedAt != null && this.#link.silentMs > this.#link.silenceMs * 0.75) {
+      // A ping is overdue: the machine slept, or the network under the socket is another one.
+      this.#link.fail(1006, "nothing heard");
+    }
+  }
+
+  #gone(link, { code, reason }) {
+    if (link !== this.#link) return;
+    this.#link = null;
+    const stood = link.connectedAt !== null;
+    if (stood && Date.now() - link.connectedAt > STABLE_MS) this.#failures = 0;
+    this.#detach();
+    if (code === CLOSE_FRAME_TOO_BIG) this.#dropLargest();
+    if (code === CLOSE_UNAUTHENTICATED || code === CLOSE_PROTOCOL) {
+      const error =
+        code === CLOSE_UNAUTHENTICATED
+          ? new DialogueError("UNAUTHENTICATED", reason || "the server does not accept this client")
+          : new DialogueError("PROTOCOL", reason || "the server speaks another protocol");
+      this.#stop(error, { code, reason, stood });
+      this.#onError.emit(error);
+      return;
+    }
+    this.#retryLater();
+    if (stood) this.#onDisconnect.emit({ code, reason, willReconnect: true });
+  }
+
+  /** Rooms and requests forget the connection they were on. */
+  #detach() {
+    for (const room of this.#rooms.values()) {
+      room._live = false;
+      clearTimeout(room._joinTimer);
+    }
+    for (const request of [...this.#pending.values()]) {
+      request.sent = false;
+      clearTimeout(request.timer);
+      if (request.once) {
+        // Sent again it would undo a join made since; the end of the connection did its work.
+        this.#remove(request);
+        request.resolve(null);
+      } else if (request.room?._closed) {
+        // Its room was left after it was sent: there is no rejoin that would send it again.
+        this.#reject(request, notJoined(request.room.id));
+      }
+    }
+  }
+
+  /**
+   * Gives up the largest unanswered request after the server has closed with 1009.
+   *
+   * Sent again it would end every later connection too. Frames hold few commands besides a large
+   * one, so the largest is in a frame that was refused unread; each round removes one more.
+   */
+  #dropLargest() {
+    let largest = null;
+    for (const request of this.#pending.values()) {
+      if (!largest || request.text.length > largest.text.length) largest = request;
+    }
+    if (largest) {
+      this.#reject(largest, new DialogueError("MESSAGE_TOO_LARGE", "the server refuses a frame this big"));
+    }
+  }
+
+  #stop(error, { code, reason, stood = this.#state === "connected" }) {
+    if (!this.#wanted) return;
+    this.#wanted = false;
+    this.#attempt += 1;
+    clearTimeout(this.#attemptTimer);
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = null;
+    for (const type of WAKE_EVENTS) wakeTarget(type)?.removeEventListener?.(type, this.#wake);
+    this.#link?.close();
+    this.#link = null;
+    this.#detach();
+    for (const request of [...this.#pending.values()]) this.#reject(request, error);
+    for (const room of [...this.#rooms.values()]) {
+      clearTimeout(room._pauseTimer);
+      room._pauseTimer = null;
+      if (room._cursor === null) this.#forget(room, error);
+    }
+    this.#opening?.reject(error);
+    this.#opening = null;
+    this.#setState("offline");
+    if (stood) this.#onDisconnect.emit({ code, reason, willReconnect: false });
+  }
+
+  // ---- messages
+
+  #handle(message, link) {
+    switch (message.type) {
+      case "event":
+        this.#rooms.get(message.room)?._receive(message);
+        break;
+      case "ok":
+      case "history":
+      case "rooms":
+        this.#settle(message);
+        break;
+      case "error":
+        this.#refused(message, link);
+        break;
+      case "joined":
+        this.#joined(message, link);
+        break;
+      case "left":
+        this.#left(message);
+        break;
+      case "message":
+        this.#messages.emit(message.event, message.data, message.event);
+        break;
+      case "ping":
+        link.send('{"type":"pong"}');
+        break;
+      case "connected":
+        this.#connected(message, link);
+        break;
+      default: // a later server may say more; what is not known is not needed
+    }
+  }
+
+  #connected(message, link) {
+    if (link.connectedAt !== null) return; // the answer to refreshed credentials
+    clearTimeout(this.#attemptTimer);
+    link.connectedAt = Date.now();
+    this.#failures = Math.min(this.#failures, FAILURES_ONCE_CONNECTED);
+    link.watchSilence((message.ping_seconds ?? 0) * 2000);
+    this._pageEvents = message.limits?.page_events ?? Infinity;
+    link.commandsPerFrame = Math.min(BATCH_COMMANDS, message.limits?.commands_per_frame ?? Infinity);
+    this.clientId = message.client_id;
+    this.userId = message.user_id;
+    const resumed = this.#everConnected;
+    this.#everConnected = true;
+    // Before any handler runs: one that joins or triggers must come after what waits already.
+    for (const room of this.#rooms.values()) this.#join(room);
+    this.#flush(null);
+    this.#opening?.resolve();
+    this.#opening = null;
+    link.hold();
+    this.#setState("connected");
+    this.#onConnect.emit({ clientId: this.clientId, userId: this.userId, resumed });
+  }
+
+  #refused(message, link) {
+    const error = errorFrom(message);
+    if (message.ref === this.#connectRef && link.connectedAt === null) {
+      if (error.code === "UNAUTHENTICATED") {
+        link.close(); // the close code that says the same may get lost in a proxy
+        this.#gone(link, { code: CLOSE_UNAUTHENTICATED, reason: error.message });
+      } else {
+        this.#onError.emit(error);
+        link.fail(1006, error.message);
+      }
+      return;
+    }
+    const room = link.joins.get(message.ref);
+    if (room) {
+      link.joins.delete(message.ref);
+      this.#joinRefused(room, error);
+      return;
+    }
+    const request = this.#pending.get(message.ref);
+    if (!request) this.#onError.emit(error);
+    else if (request.isTrigger && OUTCOME_UNKNOWN.has(error.code)) this.#triggerAgain(request, error);
+    else this.#reject(request, error);
+  }
+
+  // ---- requests
+
+  /**
+   * Sends a command and resolves with its answer. The command must be one that may be sent twice
+   * (a read, a change of subscription, a trigger with its key) or `once`: then a lost connection
+   * resolves it with null.
+   *
+   * @internal
+   */
+  _request(command, { room = null, once = false } = {}) {
+    const isTrigger = command.type === "trigger";
+    const { maxPendingTriggers, maxPendingRequests } = this.#limits;
+    return new Promise((resolve, reject) => {
+      if (!this.#wanted) throw new DialogueError("DISCONNECTED", "not connected; call connect() first");
+      if (room?._closed) throw notJoined(room.id);
+      const waiting = isTrigger ? this.#pendingTriggers : this.#pending.size - this.#pendingTriggers;
+      if (waiting >= (isTrigger ? maxPendingTriggers : maxPendingRequests)) {
+        const what = isTrigger ? "triggers" : "requests";
+        throw new DialogueError("PENDING_FULL", `${waiting} ${what} wait for an answer already`);
+      }
+      const ref = this.#nextRef++;
+      // Encoded now: data that the application changes later must not change what is sent again.
+      const text = JSON.stringify({ ...command, ref });
+      const request = {
+        ref,
+        text,
+        room,
+        isTrigger,
+        once,
+        resolve,
+        reject,
+        sent: false,
+        attempts: 0,
+        timer: null,
+      };
+      this.#pending.set(ref, request);
+      if (isTrigger) this.#pendingTriggers += 1;
+      if (this.#canSend(request)) this.#send(request);
+    });
+  }
+
+  #canSend({ room, isTrigger }) {
+    if (this.#link?.connectedAt == null) return false;
+    if (room === null) return true;
+    // While a trigger waits for its retry the later ones of that room wait behind it.
+    return room._live && !(isTrigger && room._pauseTimer !== null);
+  }
+
+  #send(request) {
+    request.sent = true;
+    this.#link.send(request.text);
+    request.timer = setTimeout(() => {
+      const error = new DialogueError("TIMEOUT", "no answer in time");
+      if (request.isTrigger) this.#triggerAgain(request, error);
+      else this.#reject(request, error);
+    }, this.#limits.requestTimeoutMs);
+  }
+
+  /** Sends what waits for *room* (null: for no room), in the order it was asked for. */
+  #flush(room) {
+    for (const request of this.#pending.values()) {
+      if (request.room === room && !request.sent && this.#canSend(request)) this.#send(request);
+    }
+  }
+
+  #remove(request) {
+    clearTimeout(request.timer);
+    if (this.#pending.delete(request.ref) && request.isTrigger) this.#pendingTriggers -= 1;
+  }
+
+  #reject(request, error) {
+    this.#remove(request);
+    request.reject(error);
+  }
+
+  #settle(message) {
+    const request = this.#pending.get(message.ref);
+    if (!request) return;
+    this.#remove(request);
+    request.resolve(message);
+  }
+
+  #triggerAgain(request, error) {
+    const { room } = request;
+    clearTimeout(request.timer);
+    request.attempts += 1;
+    if (room._closed || request.attempts >= this.#limits.maxTriggerAttempts) {
+      this.#reject(request, error);
+      return;
+    }
+    request.sent = false;
+    const delay = Math.max(this.#backoffMs(request.attempts), (error.retryAfterSeconds ?? 0) * 1000);
+    // One pause for the room, not one per trigger: those refused together go again in order.
+    room._pauseTimer ??= setTimeout(() => {
+      room._pauseTimer = null;
+      this.#flush(room);
+    }, delay);
+  }
+
+  // ---- rooms
+
+  #join(room) {
+    const link = this.#link;
+    if (link?.connectedAt == null) return; // `connected` joins every room
+    const ref = this.#nextRef++;
+    const command = { type: "join", ref, room: room.id };
+    if (room._cursor) {
+      command.since = room._cursor;
+      command.events = room.subscriptions;
+    } else {
+      if (room._options.sync !== undefined) command.sync = room._options.sync;
+      if (room._options.events !== undefined) command.events = namesFrom(room._options.events);
+    }
+    link.joins.set(ref, room);
+    link.send(JSON.stringify(command));
+    room._joinTimer = setTimeout(() => {
+      if (link.joins.delete(ref)) this.#joinRefused(room, new DialogueError("TIMEOUT", "no answer to join"));
+    }, this.#limits.requestTimeoutMs);
+  }
+
+  #joined(message, link) {
+    let room = link.joins.get(message.ref);
+    if (room) {
+      link.joins.delete(message.ref);
+      clearTimeout(room._joinTimer);
+      if (room._closed) return; // left again while the answer was on its way
+    } else {
+      if (message.ref !== undefined && message.ref !== null) return; // answered after its timeout
+      // The server has joined this client. A room that we are joining or resuming ourselves stays
+      // as it is: taking this cursor would skip what our own join is about to bring.
+      room = this.#rooms.get(message.room);
+      if (room) {
+        if (room._live) room.subscriptions = message.subscriptions;
+        return;
+      }
+      room = new Room(this, message.room, {});
+      this.#rooms.set(room.id, room);
+      room._joined(message);
+      this.#onJoined.emit(room);
+      this._history(room, message.events);
+      return;
+    }
+    const isFirst = room._cursor === null;
+    room._joined(message);
+    // Before any handler runs: a trigger made in one must not overtake those that wait.
+    this.#flush(room);
+    if (isFirst) link.hold();
+    if (message.recovered === true) room._resume(message.events);
+    else {
+      if (!isFirst) room._reset();
+      this._history(room, message.events);
+    }
+  }
+
+  _history(room, events) {
+    this.#onHistory.emit(room.id, events.map((event) => eventFrom(event, room.id)).reverse());
+  }
+
+  #joinRefused(room, error) {
+    clearTimeout(room._joinTimer);
+    if (room._closed) return;
+    if (room._cursor === null) {
+      this.#forget(room, error);
+    } else if (JOIN_LATER.has(error.code)) {
+      const link = this.#link;
+      const delay = Math.max(this.#backoffMs(room._joinFailures++), (error.retryAfterSeconds ?? 0) * 1000);
+      room._joinTimer = setTimeout(() => {
+        if (link === this.#link && !room._closed) this.#join(room);
+      }, delay);
+    } else {
+      this.#forget(room, error);
+      room._onLeft.emit(error.code);
+    }
+  }
+
+  #left(message) {
+    const room = this.#rooms.get(message.room);
+    if (!room?._live) return;
+    this.#forget(room, notJoined(room.id));
+    room._onLeft.emit(message.reason);
+  }
+
+  #forget(room, error) {
+    if (this.#rooms.get(room.id) === room) this.#rooms.delete(room.id);
+    room._close();
+    for (const request of [...this.#pending.values()]) {
+      if (request.room === room) this.#reject(request, error);
+    }
+    room._firstJoin.reject(error);
+  }
+
+  /** @internal */
+  async _leave(room) {
+    this.#rooms.delete(room.id);
+    room._close();
+    room._firstJoin.reject(notJoined(room.id));
+    for (const request of [...this.#pending.values()]) {
+      // Triggers already sent are acked before the server sees the leave; reads may be dropped.
+      if (request.room === room && !(request.isTrigger && request.sent)) {
+        this.#reject(request, notJoined(room.id));
+      }
+    }
+    if (this.#link?.connectedAt == null) return; // not rejoined is left
+    try {
+      await this._request({ type: "leave", room: room.id }, { once: true });
+    } catch (error) {
+      if (!["NOT_JOINED", "DISCONNECTED"].includes(error.code)) throw error;
+    }
+  }
+}
+
+function wakeTarget(type) {
+  return type === "visibilitychange" ? globalThis.document : globalThis;
+}
+
+function notJoined(roomId) {
+  return new DialogueError("NOT_JOINED", `the room ${roomId} is not joined (any more)`);
+}
+
+// ----------------------------------------------------------------------------------------- room
+
+/** A joined room. Made by `client.join()`; usable until `leave()` or until removed from it. */
+class Room {
+  #client;
+  #named = new NamedListeners();
+  #any = new Listeners();
+  #onReset = new Listeners();
+  #timelines = new Set();
+
+  /** What the room's name is, as the server tells it. */
+  name = null;
+  /** Event names, or "*". As last confirmed by the server. */
+  subscriptions = "*";
+
+  _onLeft = new Listeners();
+  _options;
+  _users = 0;
+  _live = false;
+  _closed = false;
+  /** `{seq, epoch}`: every subscribed event through seq has been delivered. */
+  _cursor = null;
+  _firstJoin = deferred();
+  /** The room's seq when the join that resumes was answered: nothing is missed through here. */
+  _resumeThrough = 0;
+  _joinTimer = null;
+  _joinFailures = 0;
+  _pauseTimer = null;
+
+  constructor(client, id, options) {
+    this.#client = client;
+    this.id = id;
+    this._options = options;
+  }
+
+  /** Whether events are coming in now: joined, and the connection stands. */
+  get joined() {
+    return this._live;
+  }
+
+  /** Live and resumed events of one name, in room order, each once. Never what a join brings. */
+  on(event, fn) {
+    return this.#named.add(event, fn);
+  }
+
+  /** The same for every name. */
+  onAny(fn) {
+    return this.#any.add(fn);
+  }
+
+  /** Events may have been missed and cannot be told: whatever was built from events is void. */
+  onReset(fn) {
+    return this.#onReset.add(fn);
+  }
+
+  /** `fn(reason)`: removed from the room by the server. Not called for `leave()`. */
+  onLeft(fn) {
+    return this._onLeft.add(fn);
+  }
+
+  /**
+   * Brings an event into the room.
+   *
+   * Resolves with `{seq, id, timestamp, duplicate}` when the server has recorded it; seq and id
+   * are null for an ephemeral event. Over lost connections it is sent again with the same key, in
+   * order, and recorded once.
+   *
+   * @throws {DialogueError} Not recorded, except after STORE_UNAVAILABLE, INTERNAL, TIMEOUT,
+   *   DISCONNECTED and NOT_JOINED: then the outcome is unknown, and the same `key` makes another
+   *   try safe.
+   */
+  async trigger(event, data, { meta, key = newKey() } = {}) {
+    const command = { type: "trigger", room: this.id, event, data: data ?? null, key };
+    if (meta !== undefined) command.meta = meta;
+    const ok = await this.#client._request(command, { room: this });
+    return {
+      seq: ok.seq ?? null,
+      id: ok.id ?? null,
+      timestamp: ok.timestamp,
+      duplicate: ok.duplicate === true,
+    };
+  }
+
+  /** Adds names to the subscription; resolves when later events of these names will come. */
+  subscribe(events) {
+    return this.#changeSubscription("subscribe", namesFrom(events));
+  }
+
+  unsubscribe(events) {
+    return this.#changeSubscription("unsubscribe", namesFrom(events));
+  }
+
+  subscribeAll() {
+    return this.#changeSubscription("subscribe", "*");
+  }
+
+  async #changeSubscription(type, events) {
+    const ok = await this.#client._request({ type, room: this.id, events }, { room: this });
+    if (ok.subscriptions !== undefined) this.subscriptions = ok.subscriptions;
+  }
+
+  /**
+   * Events *start* (included) to *end* (excluded) of one name, counted back from the newest.
+   *
+   * Newest first. Offsets shift with every new event; `timeline` and `page` do not.
+   */
+  async getHistory(event, start, end) {
+    const wanted = end - start;
+    if (!(wanted > 0)) return [];
+    let answer = await this.#history({ event, start, end });
+    const newestFirst = answer.events.reverse();
+    // A page may end early; the offsets asked for are gone on with by its `next`.
+    while (newestFirst.length < wanted && answer.next !== null) {
+      if (answer.gap?.reason === "tier_unavailable") break;
+      answer = await this.#history({ event, cursor: answer.next, limit: wanted - newestFirst.length });
+      newestFirst.push(...answer.events.reverse());
+    }
+    if (newestFirst.length < wanted && answer.gap?.reason === "tier_unavailable") {
+      throw new DialogueError("STORE_UNAVAILABLE", "a part of the history cannot be read now");
+    }
+    return newestFirst.slice(0, wanted);
+  }
+
+  /**
+   * One page of history, oldest first: `{events, hasMore, next, previous, gap}`.
+   *
+   * Without `before`, `after`, `around` (seqs) or `cursor`: the newest events. `next` and
+   * `previous` are opaque; only `next: null` means the end, a page may be short or empty before.
+   */
+  page({ event, kind, before, after, around, cursor, limit } = {}) {
+    const query = { event, kind, before, after, around, cursor, limit };
+    if (before !== undefined || after !== undefined || around !== undefined) {
+      query.epoch = this._cursor?.epoch;
+    }
+    return this.#history(query);
+  }
+
+  async #history(query) {
+    const command = { type: "history", room: this.id, ...query };
+    const most = this.#client._pageEvents;
+    // More than the server gives is no mistake of the caller's: a page may be short anyway.
+    if (command.limit > most) command.limit = most;
+    if (command.end - command.start > most) command.end = command.start + most;
+    const answer = await this.#client._request(command, { room: this });
+    return {
+      events: answer.events.map((event) => eventFrom(event, this.id)),
+      hasMore: answer.has_more === true,
+      next: answer.next ?? null,
+      previous: answer.previous ?? null,
+      gap: answer.gap ? gapFrom(answer.gap) : null,
+    };
+  }
+
+  /**
+   * An ordered list of history and live events that loads older pages on demand.
+   *
+   * @param {string|string[]} [events] Which names; default: all. The subscription must have them.
+   * @param {object} [options]
+   * @param {number} [options.pageSize] Events asked for at a time. Default: 50.
+   */
+  timeline(events, { pageSize = 50 } = {}) {
+    const names = events === undefined ? "*" : namesFrom(events);
+    const event = names !== "*" && names.length === 1 ? names[0] : undefined;
+    const timeline = new Timeline({
+      names: names === "*" ? null : names,
+      roomId: this.id,
+      userId: () => this.#client.userId,
+      epoch: () => this._cursor?.epoch,
+      fetch: (cursor) => this.page({ event, cursor, limit: pageSize }),
+      publish: (event, data, options) => this.trigger(event, data, options),
+      onClose: () => this.#timelines.delete(timeline),
+    });
+    // In this order: an event that comes between the two is in the list, not lost.
+    this.#timelines.add(timeline);
+    timeline.loadOlder();
+    return timeline;
+  }
+
+  /** Gives up one `join`; with the last one the room is left. */
+  async leave() {
+    if (this._closed) return;
+    this._users -= 1;
+    if (this._users <= 0) await this.#client._leave(this);
+  }
+
+  // ---- for the client
+
+  _covers(events) {
+    const names = namesFrom(events);
+    if (this.subscriptions === "*") return true;
+    return names !== "*" && names.every((name) => this.subscriptions.includes(name));
+  }
+
+  _joined(message) {
+    this._live = true;
+    this._joinFailures = 0;
+    this.name = message.name ?? this.name;
+    this.subscriptions = message.subscriptions ?? "*";
+    // A resumed cursor moves with its events; any other start is the server's word alone, for
+    // under another epoch a smaller seq is the right one.
+    if (message.recovered !== true) this._cursor = { seq: message.seq, epoch: message.epoch };
+    else this._resumeThrough = message.seq;
+    this._firstJoin.resolve();
+  }
+
+  _resume(events) {
+    for (const event of events) this._receive(event);
+    if (!this._closed) this.#advance(this._resumeThrough);
+  }
+
+  _reset() {
+    for (const timeline of this.#timelines) timeline._reset();
+    this.#onReset.emit();
+  }
+
+  _receive(message) {
+    if (!this._live) return;
+    const event = eventFrom(message, this.id);
+    if (event.seq !== null) {
+      if (event.seq <= this._cursor.seq) return;
+      this.#advance(event.seq);
+    }
+    for (const timeline of this.#timelines) timeline._receive(event);
+    this.#named.emit(event.event, event);
+    this.#any.emit(event);
+  }
+
+  #advance(seq) {
+    if (seq > this._cursor.seq) this._cursor = { seq, epoch: this._cursor.epoch };
+  }
+
+  _close() {
+    this._closed = true;
+    this._live = false;
+    clearTimeout(this._joinTimer);
+    clearTimeout(this._pauseTimer);
+    this._pauseTimer = null;
+  }
+}
+
+// ------------------------------------------------------------------------------------- timeline
+
+/** Failed entries beyond this make room for new ones, the oldest first. */
+const MAX_OPTIMISTIC = 200;
+
+/** Edits remembered while a page is on its way; see `#changes`. */
+const MAX_CHANGES = 1000;
+
+/**
+ * Older pages, live events and events being sent, as one list without doubles or holes.
+ *
+ * Why there are no holes: the timeline gets every live event from before its first request on.
+ * The server answers that request with the newest page as of some seq P, and tells everyone in
+ * the room of whatever comes after P. So each event is in the page, or behind its `next`, or
+ * comes live; one that is in two of these has one seq and enters once. A lost connection changes
+ * nothing: resumed events come in as live ones, and if some cannot be had the room resets it.
+ *
+ * It does no I/O of its own: `fetch` and `publish` are given.
+ */
+class Timeline {
+  #source;
+  #names;
+  #listeners = new Listeners();
+
+  /** In room order. Grows with every page; a bound would drop far-off entries in `#merge`. */
+  #recorded = [];
+  #seqs = new Set();
+  /** Not recorded yet, or refused; in the order sent. At most MAX_OPTIMISTIC. */
+  #optimistic = [];
+  /**
+   * Edits that came while a page was on its way, by target. The page may have been read before
+   * the edit and arrive after it. Emptied when the page is in; at most MAX_CHANGES, oldest out.
+   */
+  #changes = new Map();
+
+  #cursor = undefined;
+  #hasOlder = true;
+  #loading = null;
+  #error = null;
+  #gaps = [];
+  #generation = 0;
+  #rows = 0;
+  #closed = false;
+
+  #snapshot = null;
+  #isNotifying = false;
+
+  constructor(source) {
+    this.#source = source;
+    this.#names = source.names && new Set(source.names);
+  }
+
+  /** `fn()` is called after changes, once per microtask however many there were. */
+  subscribe(fn) {
+    return this.#listeners.add(() => fn());
+  }
+
+  /**
+   * Frozen; the same object until something changes. An entry that did not change is the same
+   * object in the next snapshot, too.
+   */
+  getSnapshot() {
+    this.#snapshot ??= Object.freeze({
+      entries: Object.freeze([...this.#recorded, ...this.#optimistic]),
+      hasOlder: this.#hasOlder,
+      loading: this.#loading !== null,
+      error: this.#error,
+      gaps: this.#gaps,
+    });
+    return this.#snapshot;
+  }
+
+  /**
+   * Loads the page before the oldest entry; while one is loading, returns that one's promise.
+   *
+   * Never rejects: what went wrong is in the snapshot's `error`, or in `gaps` with the reason
+   * `tier_unavailable`, and another call tries the same place again.
+   */
+  loadOlder() {
+    if (this.#loading) return this.#loading;
+    if (!this.#hasOlder || this.#closed) return Promise.resolve();
+    this.#error = null;
+    this.#loading = this.#load(this.#generation);
+    this.#changed();
+    return this.#loading;
+  }
+
+  async #load(generation) {
+    try {
+      // A page may hold nothing that this timeline shows; then only its `next` tells the end.
+      for (;;) {
+        const page = await this.#source.fetch(this.#cursor);
+        if (generation !== this.#generation) return;
+        const added = this.#merge(page);
+        if (added > 0 || !this.#hasOlder || page.gap?.reason === "tier_unavailable") break;
+      }
+    } catch (error) {
+      if (generation === this.#generation) this.#error = error;
+    } finally {
+      if (generation === this.#generation) {
+        this.#loading = null;
+        this.#changes.clear();
+        this.#changed();
+      }
+    }
+  }
+
+  /**
+   * Sends an event and shows it at once, as `status: "sending"`, at the end.
+   *
+   * Returns the entry's uid, which stays when the recorded event takes its place. A refused one
+   * becomes "failed" and carries its `error`.
+   *
+   * @throws {DialogueError} PENDING_FULL when too many are being sent.
+   */
+  send(data, { event, meta } = {}) {
+    const name = event ?? (this.#names?.size === 1 ? [...this.#names][0] : undefined);
+    if (name === undefined) throw new TypeError("say which with { event }: this timeline has several");
+    if (this.#optimistic.length >= MAX_OPTIMISTIC) {
+      const failed = this.#optimistic.find((entry) => entry.status === "failed");
+      if (!failed) throw new DialogueError("PENDING_FULL", `${MAX_OPTIMISTIC} events are being sent already`);
+      this.#takeOptimistic(failed.key);
+    }
+    const key = newKey();
+    const entry = Object.freeze({
+      uid: `key:${key}`,
+      status: "sending",
+      roomId: this.#source.roomId,
+      event: name,
+      id: null,
+      seq: null,
+      from: this.#source.userId(),
+      timestamp: Date.now(),
+      data,
+      meta: meta ?? NO_META,
+      kind: "event",
+      key,
+    });
+    this.#optimistic.push(entry);
+    this.#changed();
+    this.#publish(entry);
+    return entry.uid;
+  }
+
+  /** Sends a failed entry again, with its key: had it been recorded after all, it is not doubled. */
+  retry(uid) {
+    const index = this.#optimistic.findIndex((entry) => entry.uid === uid && entry.status === "failed");
+    if (index < 0) return;
+    const { error: _, ...rest } = this.#optimistic[index];
+    this.#optimistic[index] = Object.freeze({ ...rest, status: "sending" });
+    this.#changed();
+    this.#publish(this.#optimistic[index]);
+  }
+
+  /** Takes a failed entry off the list. */
+  discard(uid) {
+    const entry = this.#optimistic.find((one) => one.uid === uid && one.status === "failed");
+    if (entry) this.#takeOptimistic(entry.key);
+  }
+
+  /** Detaches it from the room: no live events and no pages from now on. */
+  close() {
+    this.#closed = true;
+    this.#generation += 1;
+    this.#loading = null;
+    this.#source.onClose();
+    this.#changed();
+  }
+
+  // ---- sending
+
+  #publish({ event, data, meta, key }) {
+    const options = meta === NO_META ? { key } : { key, meta };
+    this.#source.publish(event, data, options).then(
+      (ack) => this.#acked(key, ack),
+      (error) => this.#refused(key, error),
+    );
+  }
+
+  #acked(key, ack) {
+    const entry = this.#takeOptimistic(key);
+    // Gone: its event was here first. Without seq: ephemeral, and no part of a timeline.
+    if (!entry || ack.seq === null || this.#seqs.has(ack.seq)) return;
+    const first = this.#recorded.find((one) => one.seq !== null);
+    // Recorded long ago, by an earlier try: it has its place in a page not loaded yet.
+    if (first && ack.seq < first.seq && this.#hasOlder) return;
+    const { uid, status: _, ...event } = entry;
+    this.#insert({ ...event, seq: ack.seq, id: ack.id, timestamp: ack.timestamp }, uid);
+  }
+
+  #refused(key, error) {
+    const index = this.#optimistic.findIndex((entry) => entry.key === key);
+    if (index < 0) return;
+    this.#optimistic[index] = Object.freeze({ ...this.#optimistic[index], status: "failed", error });
+    this.#changed();
+  }
+
+  #takeOptimistic(key) {
+    const index = this.#optimistic.findIndex((entry) => entry.key === key);
+    if (index < 0) return null;
+    const [entry] = this.#optimistic.splice(index, 1);
+    this.#changed();
+    return entry;
+  }
+
+  // ---- what comes in
+
+  /** @internal Live and resumed events. */
+  _receive(event) {
+    if (this.#closed || event.seq === null) return; // ephemeral
+    if (isChange(event)) this.#change(event);
+    else if (this.#shows(event)) this.#insert(event);
+  }
+
+  /** @internal Events were missed that nobody can tell of: begins again with the newest page. */
+  _reset() {
+    if (this.#closed) return;
+    this.#generation += 1;
+    this.#recorded = [];
+    this.#seqs.clear();
+    this.#changes.clear();
+    this.#cursor = undefined;
+    this.#hasOlder = true;
+    this.#gaps = [];
+    this.#loading = null;
+    this.loadOlder();
+  }
+
+  #shows(event) {
+    return this.#names === null || this.#names.has(event.event);
+  }
+
+  #entry(event, uid) {
+    // What was sent from here keeps the uid it was shown under.
+    const own = event.key === undefined ? null : this.#takeOptimistic(event.key);
+    uid ??= own?.uid ?? (event.seq === null ? `row:${++this.#rows}` : `${this.#source.epoch()}:${event.seq}`);
+    return Object.freeze({ ...event, uid, status: "recorded" });
+  }
+
+  #insert(event, uid) {
+    if (this.#seqs.has(event.seq)) {
+      this.#replace(event);
+      return;
+    }
+    this.#seqs.add(event.seq);
+    let at = this.#recorded.length;
+    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq > event.seq) at -= 1;
+    this.#recorded.splice(at, 0, this.#entry(event, uid));
+    this.#changed();
+  }
+
+  #replace(event) {
+    if (event.key !== undefined) this.#takeOptimistic(event.key);
+    const index = this.#recorded.findLastIndex((entry) => entry.seq === event.seq);
+    const { uid, status } = this.#recorded[index];
+    this.#recorded[index] = Object.freeze({ ...event, uid, status });
+    this.#changed();
+  }
+
+  /** Takes in a page, oldest first; returns how many entries it added. */
+  #merge(page) {
+    const fresh = [];
+    for (const event of page.events) {
+      if (isChange(event) || !this.#shows(event)) continue;
+      if (event.seq === null) fresh.push(this.#entry(event));
+      else if (!this.#seqs.has(event.seq)) {
+        this.#seqs.add(event.seq);
+        fresh.push(applied(this.#entry(event), this.#changes.get(event.seq)));
+      }
+    }
+    // A row without seq has its place from its neighbours in the page, so it goes in with them.
+    const merged = [];
+    let next = 0;
+    for (const entry of fresh) {
+      while (
+        entry.seq !== null &&
+        next < this.#recorded.length &&
+        this.#recorded[next].seq !== null &&
+        this.#recorded[next].seq < entry.seq
+      ) {
+        merged.push(this.#recorded[next++]);
+      }
+      merged.push(entry);
+    }
+    while (next < this.#recorded.length) merged.push(this.#recorded[next++]);
+    this.#recorded = merged;
+
+    const isUnavailable = page.gap?.reason === "tier_unavailable";
+    this.#cursor = page.next ?? (isUnavailable ? this.#cursor : undefined);
+    this.#hasOlder = page.next !== null || isUnavailable;
+    // Reading again is what fills an unavailable part: its mark ends with the next answer.
+    const gaps = this.#gaps.filter((gap) => gap.reason !== "tier_unavailable");
+    if (page.gap) gaps.unshift(page.gap);
+    this.#gaps = Object.freeze(gaps);
+    this.#changed();
+    return fresh.length;
+  }
+
+  #change(change) {
+    const target = change.data?.target_seq;
+    if (this.#loading) {
+      this.#changes.set(target, change);
+      if (this.#changes.size > MAX_CHANGES) this.#changes.delete(this.#changes.keys().next().value);
+    }
+    if (!this.#seqs.has(target)) return; // not loaded; its page will bring it changed
+    const index = this.#recorded.findLastIndex((entry) => entry.seq === target);
+    this.#recorded[index] = applied(this.#recorded[index], change);
+    this.#changed();
+  }
+
+  #changed() {
+    this.#snapshot = null;
+    if (this.#isNotifying) return;
+    this.#isNotifying = true;
+    queueMicrotask(() => {
+      this.#isNotifying = false;
+      this.#listeners.emit();
+    });
+  }
+}
+
+function isChange(event) {
+  return event.event === "$edit" || event.event === "$delete";
+}
+
+function applied(entry, change) {
+  if (!change) return entry;
+  if (change.event === "$delete") return Object.freeze({ ...entry, data: null, deleted: true });
+  return Object.freeze({ ...entry, data: change.data.data, edited: true });
+}
