@@ -1,1 +1,105 @@
-"""Dialogue."""
+"""Dialogue: realtime rooms whose history, once you give it a store, never gets lost.
+
+Importing it imports neither SQLAlchemy nor FastAPI (held by ``tests/test_layering.py``); what needs them is
+imported when it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .app import Dialogue
+from .config import EventType, History, Hooks, Limits, RoomConfig, define_event
+from .errors import (
+    Backpressure,
+    Blocked,
+    CommandError,
+    ConfigError,
+    ConnectionLost,
+    DialogueError,
+    EventNotAllowed,
+    Internal,
+    InvalidRequest,
+    JoinDenied,
+    LifespanNotRunning,
+    LogLocked,
+    MessageTooLarge,
+    NotJoined,
+    PermissionDenied,
+    RateLimited,
+    RoomExists,
+    RoomFull,
+    RoomNotFound,
+    SchemaMismatch,
+    StartError,
+    StoreUnavailable,
+    Unauthenticated,
+    ValidationFailed,
+)
+from .events import Ack, Event
+from .server.handles import Client, Context, Identity, RoomHandle
+from .storage.archive import Archive
+from .storage.base import Store
+from .storage.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from .client import DialogueClient
+    from .storage.sql import SQLStore
+
+__version__ = "0.1.0"
+
+_LAZY = {"DialogueClient": "dialogue.client", "SQLStore": "dialogue.storage.sql"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'dialogue' has no attribute {name!r}")
+
+
+__all__ = [
+    "Ack",
+    "Archive",
+    "Backpressure",
+    "Blocked",
+    "Client",
+    "CommandError",
+    "ConfigError",
+    "ConnectionLost",
+    "Context",
+    "Dialogue",
+    "DialogueClient",
+    "DialogueError",
+    "Event",
+    "EventNotAllowed",
+    "EventType",
+    "History",
+    "Hooks",
+    "Identity",
+    "Internal",
+    "InvalidRequest",
+    "JoinDenied",
+    "LifespanNotRunning",
+    "Limits",
+    "LogLocked",
+    "MemoryStore",
+    "MessageTooLarge",
+    "NotJoined",
+    "PermissionDenied",
+    "RateLimited",
+    "RoomConfig",
+    "RoomExists",
+    "RoomFull",
+    "RoomHandle",
+    "RoomNotFound",
+    "SQLStore",
+    "SchemaMismatch",
+    "StartError",
+    "Store",
+    "StoreUnavailable",
+    "Unauthenticated",
+    "ValidationFailed",
+    "define_event",
+]

@@ -18,7 +18,7 @@ T = TypeVar("T")
 MAX_EVENT_NAME_LENGTH = 100
 """Longest event name in characters; also the width of the column that keeps it."""
 
-_EVENT_NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,%d}" % MAX_EVENT_NAME_LENGTH)
+_EVENT_NAME = re.compile(rf"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{{1,{MAX_EVENT_NAME_LENGTH}}}")
 
 
 def event_name_problem(name: str) -> str | None:
@@ -394,6 +394,9 @@ class Limits(BaseModel):
     hook_seconds: float = Field(10.0, gt=0, description="how long a hook may take (on_cleanup excepted)")
     hook_queue_events: int = Field(
         10_000, ge=1, description="most events waiting for after_each; more are skipped"
+    )
+    idle_seconds: float = Field(
+        60.0, gt=0, description="how long an unused room of a durable store stays in memory"
     )
     stop_seconds: float = Field(10.0, gt=0, description="how long a stop waits for appends and hand-overs")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -149,6 +149,21 @@ class Draft(msgspec.Struct):
                 kind=self.kind,
             ),
         )
+
+
+class Ack(NamedTuple):
+    """What a publisher is told of an accepted event.
+
+    Attributes:
+        seq, id: None for an ephemeral event.
+        timestamp: Milliseconds since the epoch.
+        is_duplicate: Whether the key was known: the values are those of the first publish.
+    """
+
+    seq: int | None
+    id: int | None
+    timestamp: int
+    is_duplicate: bool = False
 
 
 class WireEvent(msgspec.Struct, rename={"sender": "from"}, tag_field="type", tag="event"):

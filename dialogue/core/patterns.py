@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 
 MAX_ROOM_ID_LENGTH = 255
 """Longest room id in characters; also the width of the column that keeps it."""
@@ -71,7 +71,7 @@ class RoomPattern:
         """Whether some room id matches both, whatever its length."""
         a, b = self._tokens, other._tokens
 
-        @lru_cache(maxsize=None)
+        @cache
         def meets(i: int, j: int, in_a: bool, in_b: bool) -> bool:
             # in_a and in_b: the parameter before i (before j) has its first character and may take more.
             if i == len(a) and j == len(b):

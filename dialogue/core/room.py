@@ -76,9 +76,13 @@ class Room:
         params: The pattern's parameters.
         last_seq: The newest seq that subscribers have been told of.
         rings: By event name.
+
+    Attributes:
+        last_used: When the room was last asked for, in seconds of the caller's monotonic clock.
+        undeclared: The names that were admitted although none is declared (``events="*"``).
     """
 
-    __slots__ = ("_groups", "last_seq", "params", "rings", "room_id", "room_type")
+    __slots__ = ("_groups", "last_seq", "last_used", "params", "rings", "room_id", "room_type", "undeclared")
 
     def __init__(
         self,
@@ -94,6 +98,8 @@ class Room:
         self.params = params
         self.last_seq = last_seq
         self.rings: dict[str, Ring] = {} if rings is None else rings
+        self.last_used = 0.0
+        self.undeclared = {name for name in self.rings if name not in room_type.events}
         # A dict keeps joining order, and removes in constant time.
         self._groups: dict[Subscription, dict[Subscriber, None]] = {}
 

@@ -478,3 +478,21 @@ def _newer_archived(
     if reached < reply.floor_seq:
         return unique, max(reached, after + 1 if archive.is_keyset else reached)
     return unique + events, min(complete, floor_seq)
+
+
+def cut(part: Slice, start: Mapping[str, Bound], keep: int) -> Slice:
+    """Return *part* with only its newest *keep* events, and bounds that go on exactly below them.
+
+    Args:
+        part: What `older_room` returned.
+        start: The bounds that it was read from.
+        keep: At least 0; at least 1 for a page to make progress.
+    """
+    if keep >= len(part.events):
+        return part
+    dropped, kept = part.events[: len(part.events) - keep], part.events[len(part.events) - keep :]
+    bounds = part.bounds or dict.fromkeys(start, _ENDED)
+    for event in dropped:  # oldest first, so the newest dropped one of each stream stays
+        seq = start[event.event].seq if event.seq is None else event.seq + 1
+        bounds = {**bounds, event.event: Bound(seq, event.position + 1)}
+    return Slice(kept, bounds, part.gap)

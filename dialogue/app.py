@@ -1,0 +1,445 @@
+"""`Dialogue`: puts the parts together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import fields
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from .config import EventType, Hooks, Limits, RoomConfig, RoomTypes
+from .errors import ConfigError, LifespanNotRunning, StartError
+from .events import Ack
+from .server.handles import Client, RoomHandle
+from .server.hooks import HookRegistry, event_filter, room_filter
+from .server.hub import Hub
+from .server.metrics import Metrics
+from .storage.archive import Archive
+from .storage.base import Store
+from .storage.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter, FastAPI
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _HookArchive(Archive):
+    """The archive that ``on_cleanup``, ``on_load`` and ``on_load_before`` make."""
+
+    def __init__(self, hooks: HookRegistry) -> None:
+        self._hooks = hooks
+        self.is_keyset = hooks.has("on_load_before")
+
+    async def cleanup(self, room_id: str, event_name: str, events: list[Any]) -> None:
+        # No time limit: a retry may only start after the earlier call has ended.
+        await self._hooks.call(
+            "on_cleanup", seconds=None, room_id=room_id, event_name=event_name, events=events
+        )
+
+    async def load(self, room_id: str, event_name: str, start: int, end: int) -> Any:
+        if not self._hooks.has("on_load"):
+            return []
+        return await self._hooks.call(
+            "on_load", seconds=None, room_id=room_id, event_name=event_name, start=start, end=end
+        )
+
+    async def load_before(self, room_id: str, event_name: str, before: int, limit: int) -> Any:
+        return await self._hooks.call(
+            "on_load_before", seconds=None, room_id=room_id, event_name=event_name, before=before, limit=limit
+        )
+
+
+def _make_store(store: str | Store | None) -> Store:
+    if store is None:
+        return MemoryStore()
+    if isinstance(store, Store):
+        return store
+    if isinstance(store, str):
+        from .storage.sql import SQLStore
+
+        return SQLStore(store)
+    raise ConfigError(
+        "Dialogue, field 'store'",
+        f"{store!r} is neither a URL nor a Store",
+        'Write store="sqlite+aiosqlite:///chat.db", or None for memory',
+    )
+
+
+def _clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Dialogue:
+    """Rooms, their events, and what serves them.
+
+    Building one does no I/O and binds no event loop; its lifespan may be entered again after it has ended.
+    Instances share nothing.
+
+    Args:
+        rooms: By room id or pattern (``"dm:{a}:{b}"``).
+        store: Where recorded events live: a URL (``sqlite+aiosqlite:///chat.db``), a `Store`, or None for memory.
+        archive: Your own storage as an `Archive`, instead of the hooks ``on_cleanup`` and ``on_load``.
+        hooks: Hooks in one place; the decorators add to them.
+        limits: Every bound.
+        allowed_origins: Origins whose pages may connect besides the server's own; ``"*"`` for any.
+        logger: Where to log; ``logging.getLogger("dialogue")`` by default.
+
+    Raises:
+        ConfigError: A declaration is wrong; it names room and field and says what to do.
+    """
+
+    def __init__(
+        self,
+        rooms: Mapping[str, RoomConfig],
+        *,
+        store: str | Store | None = None,
+        archive: Archive | None = None,
+        hooks: Hooks | None = None,
+        limits: Limits | None = None,
+        allowed_origins: Collection[str] = (),
+        logger: logging.Logger | None = None,
+    ) -> None:
+        self.room_types = RoomTypes(rooms)
+        self.limits = limits or Limits()
+        self.logger = logger or logging.getLogger("dialogue")
+        self.metrics = Metrics()
+        self.store = _make_store(store)
+        if archive is not None and not isinstance(archive, Archive):
+            raise ConfigError(
+                "Dialogue, field 'archive'", f"{archive!r} is not an Archive", "Subclass Archive"
+            )
+        self._archive = archive
+        if isinstance(allowed_origins, str):
+            raise ConfigError(
+                "Dialogue, field 'allowed_origins'", "a string", "Write a list: ['https://example.com']"
+            )
+        self._allowed_origins = tuple(allowed_origins)
+        self._hooks = HookRegistry(logger=self.logger)
+        self._hub: Hub | None = None
+        self._unflushed = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._router: APIRouter | None = None
+        self._app: FastAPI | None = None
+        if hooks is not None:
+            for item in fields(hooks):
+                function = getattr(hooks, item.name)
+                if function is not None:
+                    self._hooks.add(item.name, function)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def authenticate(self, function: F) -> F:
+        """Register the hook that tells who a connection is: ``request``, ``auth`` -> `Identity`."""
+        return self._add("authenticate", function)
+
+    def on_connected(self, function: F) -> F:
+        """Register a hook for a connection that has been told ``connected``: ``client``."""
+        return self._add("on_connected", function)
+
+    def on_disconnected(self, function: F) -> F:
+        """Register a hook for a connection that has ended: ``client``."""
+        return self._add("on_disconnected", function)
+
+    def on_joined(self, function: F) -> F:
+        """Register a hook for a connection that has joined a room: ``client``, ``room``."""
+        return self._add("on_joined", function)
+
+    def on_left(self, function: F) -> F:
+        """Register a hook for a connection that has left a room: ``client``, ``room``."""
+        return self._add("on_left", function)
+
+    def on_cleanup(self, function: F) -> F:
+        """Register the hook that stores evicted events: ``room_id``, ``event_name``, ``events`` (oldest first)."""
+        return self._add("on_cleanup", function)
+
+    def on_load(self, function: F) -> F:
+        """Register the hook that reads them back: ``room_id``, ``event_name``, ``start``, ``end``; newest first."""
+        return self._add("on_load", function)
+
+    def on_load_before(self, function: F) -> F:
+        """Register its keyset form: ``room_id``, ``event_name``, ``before`` (a seq), ``limit``; newest first."""
+        return self._add("on_load_before", function)
+
+    @overload
+    def before_join(self, *rooms: F) -> F: ...
+    @overload
+    def before_join(self, *rooms: str) -> Callable[[F], F]: ...
+    def before_join(self, *rooms: Any) -> Any:
+        """Register a guard: ``context``, ``client``, ``room``, ``params``, ``purpose``; raises `JoinDenied`.
+
+        ``@dialogue.before_join`` guards every room, ``@dialogue.before_join("dm:{a}:{b}")`` only these.
+        """
+        if len(rooms) == 1 and callable(rooms[0]):
+            return self._add("before_join", rooms[0])
+        for template in rooms:
+            if template not in self.room_types.exact and all(
+                template != room_type.template for room_type in self.room_types.patterns
+            ):
+                raise ConfigError(
+                    "hook 'before_join'",
+                    f"{template!r} is not declared",
+                    "Name a room id or pattern of 'rooms'",
+                )
+        return lambda function: self._add("before_join", function, room_filter(rooms))
+
+    @overload
+    def before_each(self, *events: F) -> F: ...
+    @overload
+    def before_each(self, *events: EventType[Any] | str) -> Callable[[F], F]: ...
+    def before_each(self, *events: Any) -> Any:
+        """Register a hook before every publish: ``context``, ``room``, ``event``.
+
+        It returns a changed `Event`, or None to leave it, or raises `Blocked`. ``@dialogue.before_each(message)``
+        is asked for these types only.
+        """
+        return self._narrowed("before_each", events)
+
+    @overload
+    def after_each(self, *events: F) -> F: ...
+    @overload
+    def after_each(self, *events: EventType[Any] | str) -> Callable[[F], F]: ...
+    def after_each(self, *events: Any) -> Any:
+        """Register a hook after every commit: ``context``, ``room``, ``event``, ``recipient_count``."""
+        return self._narrowed("after_each", events)
+
+    def _narrowed(self, name: str, events: tuple[Any, ...]) -> Any:
+        if len(events) == 1 and callable(events[0]):
+            return self._add(name, events[0])
+        names = tuple(event.name if isinstance(event, EventType) else event for event in events)
+        return lambda function: self._add(name, function, event_filter(names))
+
+    def _add(self, name: str, function: F, *matches: Any) -> F:
+        if self._hub is not None:
+            raise ConfigError(f"hook {name!r}", "the server is running", "Register hooks before it starts")
+        self._hooks.add(name, function, *matches)
+        return function
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the lifespan is entered."""
+        return self._hub is not None
+
+    @property
+    def is_development(self) -> bool:
+        """Whether clients say themselves who they are, for want of an ``authenticate`` hook."""
+        return not self._hooks.has("authenticate")
+
+    @property
+    def unflushed_events(self) -> int:
+        """How many events the last stop could not hand over."""
+        return self._unflushed
+
+    def hub(self) -> Hub:
+        """Return the running part.
+
+        Raises:
+            LifespanNotRunning: The lifespan is not entered.
+        """
+        if self._hub is None:
+            raise LifespanNotRunning
+        return self._hub
+
+    @asynccontextmanager
+    async def lifespan(self, app: Any = None) -> AsyncIterator[None]:
+        """Run the server side: open the store, serve until left, then stop gracefully.
+
+        Raises:
+            StartError: It is running already, or the store cannot be opened; the message names the remedy.
+            ConfigError: The hooks do not fit together.
+        """
+        if self._hub is not None:
+            raise StartError(
+                "this Dialogue is running already: its router was included twice, or two applications serve it. "
+                "Include it once; for a second server make a second Dialogue"
+            )
+        archive, is_readable = self._check_archive()
+        hub = Hub(
+            dialogue=self,
+            room_types=self.room_types,
+            store=self.store,
+            archive=archive,
+            is_archive_readable=is_readable,
+            hooks=self._hooks,
+            limits=self.limits,
+            metrics=self.metrics,
+            logger=self.logger,
+            clock_ms=_clock_ms,
+            random=Random(),
+        )
+        hub.context.app = app
+        # Taken before the first await: of two lifespans entered at once one must lose.
+        self._hub, self._loop = hub, asyncio.get_running_loop()
+        try:
+            await self.store.open()
+            try:
+                self._warn(archive)
+                async with hub:
+                    yield
+                self._unflushed = hub.unflushed_events
+            finally:
+                await self.store.aclose()
+        finally:
+            self._hub = self._loop = None
+
+    def _check_archive(self) -> tuple[Archive | None, bool]:
+        has_hooks = any(map(self._hooks.has, ("on_cleanup", "on_load", "on_load_before")))
+        if self._archive is not None:
+            if has_hooks:
+                raise ConfigError(
+                    "Dialogue, field 'archive'",
+                    "there are on_cleanup or on_load hooks too",
+                    "Use one or the other",
+                )
+            return self._archive, True
+        if not has_hooks:
+            return None, False
+        if not self._hooks.has("on_cleanup"):
+            raise ConfigError(
+                "hook 'on_load'",
+                "there is no on_cleanup hook, so nothing would ever be there to load",
+                "Register on_cleanup too",
+            )
+        is_readable = self._hooks.has("on_load") or self._hooks.has("on_load_before")
+        return _HookArchive(self._hooks), is_readable
+
+    def _warn(self, archive: Archive | None) -> None:
+        if self.is_development:
+            self.logger.warning(
+                "development mode: there is no authenticate hook, so clients say themselves who they are"
+            )
+        if archive is None and not self.store.is_durable:
+            types = [*self.room_types.exact.values(), *self.room_types.patterns]
+            names = {name for room_type in types for name, event in room_type.events.items() if event.history}
+            if names or any(room_type.admits_any_event for room_type in types):
+                self.logger.warning(
+                    "recorded events (%s) are kept in memory only: what leaves the ring is forgotten. "
+                    "Give Dialogue a store= or an on_cleanup hook to keep them",
+                    ", ".join(sorted(names)) or "*",
+                )
+
+    # -- publishing and reading ----------------------------------------------------------------------------------
+
+    async def trigger(
+        self,
+        room_id: str,
+        event: str | EventType[Any],
+        data: Any = None,
+        *,
+        sender: str = "system",
+        meta: dict[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Ack:
+        """Publish an event into a room and wait until it is recorded and told.
+
+        Args:
+            data: An instance of the event's schema, or plain data that fits it.
+            sender: The user it is from.
+            meta: Beside the data; an object.
+            key: Idempotency key, scoped to (room, sender): the same key records once.
+
+        Raises:
+            RoomNotFound, EventNotAllowed, ValidationFailed, Blocked, Backpressure: It was not recorded.
+            StoreUnavailable, Internal: It may have been recorded; retry with the same key.
+        """
+        return await self.hub().trigger(room_id, event, data, sender=sender, meta=meta, key=key)
+
+    def trigger_sync(
+        self,
+        room_id: str,
+        event: str | EventType[Any],
+        data: Any = None,
+        *,
+        sender: str = "system",
+        meta: dict[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Ack:
+        """Publish from another thread, e.g. a ``def`` endpoint; blocks until it is recorded.
+
+        Raises:
+            RuntimeError: Called in the event loop's own thread, which it would block for good.
+            CommandError: See `trigger`.
+        """
+        hub, loop = self.hub(), self._loop
+        assert loop is not None
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is loop:
+            raise RuntimeError("trigger_sync would block the event loop; await dialogue.trigger(...) here")
+        future = asyncio.run_coroutine_threadsafe(
+            hub.trigger(room_id, event, data, sender=sender, meta=meta, key=key), loop
+        )
+        return future.result()
+
+    def room(self, room_id: str) -> RoomHandle:
+        """Return a room by its id; it need not be in memory.
+
+        Raises:
+            RoomNotFound: No declaration covers it.
+        """
+        return RoomHandle(self.hub(), room_id)
+
+    def rooms(self) -> list[RoomHandle]:
+        """Return the declared rooms, and the pattern rooms in memory."""
+        hub = self.hub()
+        return [RoomHandle(hub, room_id) for room_id in dict.fromkeys([*self.room_types.exact, *hub.rooms])]
+
+    def clients(self) -> list[Client]:
+        """Return all connected clients."""
+        return self.hub().context.clients
+
+    # -- serving -------------------------------------------------------------------------------------------------
+
+    @property
+    def router(self) -> APIRouter:
+        """The FastAPI router: ``/ws`` and ``/dialogue.js``. Include it once; its lifespan comes along."""
+        if self._router is None:
+            from .server.router import make_router
+
+            self._router = make_router(self)
+        return self._router
+
+    @property
+    def ops_router(self) -> APIRouter:
+        """A FastAPI router with ``/health`` and ``/metrics``, to include where operators may see them."""
+        from .server.router import make_ops_router
+
+        return make_ops_router(self)
+
+    @property
+    def app(self) -> FastAPI:
+        """A FastAPI application with the router, ``/health`` and ``/metrics``."""
+        if self._app is None:
+            from .server.router import make_app
+
+            self._app = make_app(self)
+        return self._app
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The further origins that were declared."""
+        return self._allowed_origins
+
+    def health(self) -> dict[str, Any]:
+        """Return the state of each tier."""
+        hub = self._hub
+        state: dict[str, Any] = {"status": "ok" if hub is not None and not hub.is_stopping else "stopping"}
+        if hub is not None:
+            state |= {
+                "epoch": hub.store.epoch,
+                "is_durable": hub.store.is_durable,
+                "connections": len(hub.sessions),
+                "open_rooms": len(hub.rooms),
+                "events_waiting_for_append": hub.commit.waiting_events,
+            }
+            if hub.handover is not None:
+                state["events_waiting_for_cleanup"] = hub.handover.pending_events
+        return state

@@ -1,0 +1,1 @@
+"""The I/O side: the publish path, connections, and what serves them."""

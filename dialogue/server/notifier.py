@@ -1,0 +1,84 @@
+"""After the commit: `after_each`, in order, from one bounded queue, at most once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from ..config import Limits, RoomType
+from ..events import EncodedEvent, Event
+from .handles import Context, RoomHandle
+from .hooks import HookRegistry
+from .metrics import Metrics
+
+
+class Notifier:
+    """Runs ``after_each`` behind the publish path. An async context manager; leaving it runs what is queued.
+
+    When the hooks fall ``limits.hook_queue_events`` behind, further events are skipped and counted: a slow hook
+    must not slow publishers, and whoever needs every event reads the feed of the log.
+    """
+
+    def __init__(self, hooks: HookRegistry, *, limits: Limits, metrics: Metrics, context: Context) -> None:
+        self._hooks = hooks
+        self._limits = limits
+        self._metrics = metrics
+        self._context = context
+        self._queue: deque[tuple[str, RoomType, EncodedEvent, int]] = deque()
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Notifier:
+        self._task = asyncio.create_task(self._run(), name="dialogue-notifier")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        task, self._task = self._task, None
+        if task is None:
+            return
+        try:
+            async with asyncio.timeout(self._limits.stop_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            self._metrics.hooks_skipped.inc(len(self._queue))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    def put(self, room_id: str, room_type: RoomType, events: Sequence[tuple[EncodedEvent, int]]) -> None:
+        """Queue *events* with the number of their recipients; what does not fit is skipped and counted."""
+        if not self._hooks.has("after_each"):
+            return
+        free = max(0, self._limits.hook_queue_events - len(self._queue))
+        self._queue.extend((room_id, room_type, event, count) for event, count in events[:free])
+        if len(events) > free:
+            self._metrics.hooks_skipped.inc(len(events) - free)
+        if self._queue:
+            self._idle.clear()
+            self._arrived.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queue:
+                room_id, room_type, encoded, count = self._queue.popleft()
+                event: Event[Any] = Event.decode(
+                    encoded,
+                    epoch=self._context.epoch if encoded.seq is not None else None,
+                    event_type=room_type.event_type(encoded.event),
+                )
+                await self._hooks.notify(
+                    "after_each",
+                    seconds=self._limits.hook_seconds,
+                    room_id=room_id,
+                    event_name=encoded.event,
+                    context=self._context,
+                    room=RoomHandle(self._context.hub, room_id),
+                    event=event,
+                    recipient_count=count,
+                )
+            self._idle.set()

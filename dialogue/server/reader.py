@@ -1,0 +1,234 @@
+"""Runs the reads that `core.timeline` decides: rings at once, log and archive by awaiting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from ..config import Limits
+from ..core.cursor import Bound
+from ..core.room import Room
+from ..core.timeline import (
+    Archive as ArchiveAbility,
+)
+from ..core.timeline import (
+    NewerSlice,
+    Read,
+    ReadArchive,
+    ReadLog,
+    Reply,
+    Slice,
+    Unavailable,
+    cut,
+    newer_room,
+    older_room,
+)
+from ..errors import StoreUnavailable
+from ..events import EncodedEvent
+from ..storage.archive import Archive, encode_row
+from ..storage.base import LogPage, Store
+from ..storage.cleanup import HandOver
+from .metrics import Metrics
+
+R = TypeVar("R")
+
+
+class JoinPage(NamedTuple):
+    """What a join brings: the newest events per stream, in room order, and where each stream goes on."""
+
+    events: list[EncodedEvent]
+    bounds: dict[str, Bound] | None
+
+
+class Reader:
+    """Reads one timeline over ring, log and archive.
+
+    Args:
+        archive: The developer's storage, if it can be read.
+        handover: What keeps loads and cleanups of a stream apart; given with *archive*.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        archive: Archive | None,
+        handover: HandOver | None,
+        limits: Limits,
+        metrics: Metrics,
+        logger: logging.Logger,
+    ) -> None:
+        self._store = store
+        self._archive = archive
+        self._handover = handover
+        self._ability = ArchiveAbility(archive.is_keyset) if archive is not None else None
+        self._limits = limits
+        self._metrics = metrics
+        self._log = logger
+
+    async def older(self, room: Room, bounds: Mapping[str, Bound], *, limit: int) -> Slice:
+        """Return the newest *limit* events below *bounds*, cut at ``limits.page_bytes``."""
+        part = await self._drive(room.room_id, older_room(room, bounds, limit=limit, archive=self._ability))
+        if part.gap is not None:
+            self._metrics.gaps.labels(part.gap.reason).inc()
+        return cut(part, bounds, self._fitting(part.events[::-1]))
+
+    async def newer(self, room: Room, names: Sequence[str], *, after: int, limit: int) -> NewerSlice:
+        """Return the oldest *limit* events above *after* that have been told, cut at ``limits.page_bytes``."""
+        read = newer_room(room, names, after=after, through=room.last_seq, limit=limit, archive=self._ability)
+        part = await self._drive(room.room_id, read)
+        if part.gap is not None:
+            self._metrics.gaps.labels(part.gap.reason).inc()
+        keep = self._fitting(part.events)
+        if keep < len(part.events):
+            part = part._replace(events=part.events[:keep], next_after=part.events[keep - 1].seq)
+        return part
+
+    async def newest_per_stream(self, room: Room, counts: Mapping[str, int], *, through: int) -> JoinPage:
+        """Return the newest events of each stream up to seq *through* (inclusive), from memory and log.
+
+        Args:
+            counts: How many, by event name.
+        """
+        events: list[EncodedEvent] = []
+        bounds: dict[str, Bound] = {}
+        for name, count in counts.items():
+            start = Bound(through + 1)
+            bounds[name] = start
+            if count > 0:
+                read = older_room(room, {name: start}, limit=count, archive=None)
+                part = await self._drive(room.room_id, read)
+                if part.gap is not None and part.gap.reason == "tier_unavailable":
+                    raise StoreUnavailable
+                events.extend(part.events)
+                if part.bounds is not None:
+                    bounds[name] = part.bounds[name]
+                elif self._archive is None:
+                    bounds[name] = Bound(0)
+                elif part.events:
+                    bounds[name] = Bound(part.events[0].seq or 0, part.events[0].position)
+        events.sort(key=lambda event: event.seq or 0)
+        is_end = all(bound == Bound(0) for bound in bounds.values())
+        start_bounds = {name: Bound(through + 1) for name in counts}
+        part = cut(Slice(events, None if is_end else bounds), start_bounds, self._fitting(events[::-1]))
+        return JoinPage(part.events, part.bounds)
+
+    async def replay(
+        self, room: Room, names: Sequence[str], *, after: int, through: int
+    ) -> list[EncodedEvent] | None:
+        """Return all events in (*after*, *through*], or None when they are too many or not all there."""
+        if self._limits.replay_events == 0:
+            return None if through > after else []
+        read = newer_room(
+            room, names, after=after, through=through, limit=self._limits.replay_events, archive=None
+        )
+        part = await self._drive(room.room_id, read)
+        if part.gap is not None and part.gap.reason == "tier_unavailable":
+            raise StoreUnavailable
+        if part.gap is not None or part.next_after is not None:
+            return None
+        if sum(len(event.json) for event in part.events) > self._limits.replay_bytes:
+            return None
+        return part.events
+
+    def _fitting(self, events: Sequence[EncodedEvent]) -> int:
+        """Return how many of *events*, from the first, fit into a page; at least one."""
+        size = 0
+        for count, event in enumerate(events):
+            size += len(event.json)
+            if size > self._limits.page_bytes:
+                return max(1, count)
+        return len(events)
+
+    async def _drive(self, room_id: str, read: Generator[Read, Reply, R]) -> R:
+        try:
+            request = next(read)
+            while True:
+                request = read.send(await self._answer(room_id, request))
+        except StopIteration as stop:
+            result: R = stop.value
+            return result
+
+    async def _answer(self, room_id: str, request: Read) -> Reply:
+        if isinstance(request, ReadArchive):
+            return await self._load(room_id, request)
+        try:
+            if isinstance(request, ReadLog):
+                return await self._store.page(
+                    room_id,
+                    event_names=request.event_names,
+                    before=request.before,
+                    after=request.after,
+                    limit=request.limit,
+                )
+            return await self._store.stream_page(
+                room_id, request.event_name, before_position=request.before_position, limit=request.limit
+            )
+        except StoreUnavailable as error:
+            self._log.error("the log cannot be read for room %r: %s", room_id, error)
+            return Unavailable()
+
+    async def _load(self, room_id: str, request: ReadArchive) -> Reply:
+        """Read the archive; a hook that fails or takes too long makes the tier unavailable, not the read fail."""
+        assert self._archive is not None
+        assert self._handover is not None
+        gate = self._handover.gate(room_id, request.event_name)
+        try:
+            async with asyncio.timeout(self._limits.hook_seconds):
+                await gate.begin_load()
+        except TimeoutError:
+            self._log.warning(
+                "on_load for room %r, event %r waited too long for on_cleanup to return",
+                room_id,
+                request.event_name,
+            )
+            return Unavailable()
+        # The load is a task of its own: a reader that goes away or runs out of time must not end it half way, and
+        # the gate stays closed to on_cleanup until it has really returned.
+        task = asyncio.create_task(self._load_rows(room_id, request), name="dialogue-load")
+        task.add_done_callback(lambda _: asyncio.ensure_future(gate.end_load()))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=self._limits.hook_seconds)
+            if not done:
+                self._log.warning("on_load for room %r, event %r takes too long", room_id, request.event_name)
+                task.add_done_callback(self._log_late_failure)
+                return Unavailable()
+            return LogPage(task.result(), 0, 0)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._log_late_failure)
+            raise
+        except Exception:
+            self._log.warning(
+                "on_load failed for room %r, event %r", room_id, request.event_name, exc_info=True
+            )
+            return Unavailable()
+
+    def _log_late_failure(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._log.warning("on_load failed after its reader had gone", exc_info=task.exception())
+
+    async def _load_rows(self, room_id: str, request: ReadArchive) -> list[EncodedEvent]:
+        assert self._archive is not None
+        name, limit = request.event_name, request.limit
+        epoch = self._store.epoch
+        is_keyset = self._archive.is_keyset and request.before_seq is not None
+        if is_keyset:
+            assert request.before_seq is not None
+            rows = await self._archive.load_before(room_id, name, request.before_seq, limit)
+        else:
+            state = (await self._store.head(room_id)).streams.get(name)
+            handed_through = state.handed_through if state is not None else 0
+            # Counted from what has been handed over now: positions stay, offsets shift with every hand-over.
+            start = max(0, handed_through - (request.before_position - 1))
+            rows = await self._archive.load(room_id, name, start, start + limit)
+        events = [
+            encode_row(
+                row, room_id=room_id, event_name=name, position=request.before_position - 1 - n, epoch=epoch
+            )
+            for n, row in enumerate(list(rows)[:limit])
+        ]
+        if is_keyset and any(event.seq is None for event in events):
+            raise ValueError("on_load_before returned a row without 'seq' and the present 'epoch'")
+        return events[::-1]

@@ -1,0 +1,118 @@
+"""The WebSocket endpoint: origin check, upgrade, and the ASGI socket under a session."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from .hub import Hub
+from .outbox import Frame
+from .session import Session
+
+_DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
+
+
+class AsgiTransport:
+    """A session's socket over plain ASGI: works under any server."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next frame, or None when the peer has gone."""
+        if self._websocket.client_state is not WebSocketState.CONNECTED:
+            return None
+        message = await self._websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return None
+        text = message.get("text")
+        if text is not None:
+            return str(text)
+        return bytes(message.get("bytes") or b"")
+
+    async def send(self, frame: Frame) -> None:
+        """Send one frame; waits while the peer's buffers are full."""
+        await self._websocket.send({"type": "websocket.send", "text": frame.text})
+
+    async def close(self, code: int, reason: str) -> None:
+        """Send a close frame, unless the peer has closed already."""
+        if self._websocket.client_state is WebSocketState.DISCONNECTED:
+            return
+        if self._websocket.application_state is WebSocketState.CONNECTED:
+            await self._websocket.close(code, reason)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether *host* names this machine."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def origin_allowed(
+    origin: str | None, *, host: str | None, scheme: str, allowed: Collection[str], is_development: bool
+) -> bool:
+    """Whether a browser page of *origin* may connect.
+
+    Args:
+        origin: The Origin header; None where there is none (not a browser), which is allowed.
+        host: The Host header of the request.
+        scheme: The scheme of the request.
+        allowed: Further origins (``https://example.com``), or ``"*"`` for any.
+        is_development: Whether any loopback origin is allowed.
+    """
+    if origin is None or "*" in allowed or origin in allowed:
+        return True
+    try:
+        theirs = urlsplit(origin)
+        ours = urlsplit(f"//{host or ''}")
+        their_port = theirs.port or _DEFAULT_PORTS.get(theirs.scheme)
+        # Behind a proxy that ends TLS the request's own scheme is http: an origin's default port is then as good.
+        our_ports = (
+            {ours.port} if ours.port else {_DEFAULT_PORTS.get(scheme), _DEFAULT_PORTS.get(theirs.scheme)}
+        )
+    except ValueError:
+        return False
+    if theirs.hostname is None:
+        return False
+    if theirs.hostname == ours.hostname and their_port in our_ports:
+        return True
+    return is_development and is_loopback(theirs.hostname)
+
+
+async def serve_websocket(
+    websocket: WebSocket, hub: Hub, *, allowed_origins: Collection[str], logger: logging.Logger
+) -> None:
+    """Check the origin, accept, and run a session until it ends."""
+    origin = websocket.headers.get("origin")
+    if not origin_allowed(
+        origin,
+        host=websocket.headers.get("host"),
+        scheme=websocket.url.scheme,
+        allowed=allowed_origins,
+        is_development=not hub.hooks.has("authenticate"),
+    ):
+        hub.metrics.refused.labels("origin").inc()
+        logger.warning(
+            "a connection from another origin was refused; to allow it: Dialogue(..., allowed_origins=[%r])",
+            origin,
+        )
+        await websocket.close(code=1008)
+        return
+    if hub.is_stopping:
+        hub.metrics.refused.labels("stopping").inc()
+        await websocket.close(code=1001)
+        return
+    try:
+        await websocket.accept()
+    except (WebSocketDisconnect, RuntimeError, OSError):
+        return  # gone before the upgrade
+    hub.context.app = websocket.scope.get("app")
+    await Session(hub, AsgiTransport(websocket), websocket).run()
