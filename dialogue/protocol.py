@@ -71,7 +71,7 @@ class Trigger(Command, tag="trigger"):
     event: str
     # Raw: validated once, by the event's schema, from these very bytes.
     data: msgspec.Raw = msgspec.Raw(b"null")
-    meta: msgspec.Raw | None = None
+    meta: msgspec.Raw = msgspec.Raw(b"null")
     key: str | None = None
 
 
@@ -100,7 +100,7 @@ class Pong(Command, tag="pong"):
 AnyCommand = Connect | Join | Leave | Subscribe | Unsubscribe | Trigger | HistoryRead | Rooms | Pong
 
 _frame_decoder = msgspec.json.Decoder(AnyCommand | list[AnyCommand])
-_raw_decoder = msgspec.json.Decoder(msgspec.Raw | list[msgspec.Raw])
+_raw_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _command_decoder = msgspec.json.Decoder(AnyCommand)
 _encoder = msgspec.json.Encoder()
 
@@ -144,14 +144,17 @@ def decode_frame(frame: bytes, *, max_commands: int) -> list[AnyCommand | BadCom
 def _decode_one_by_one(frame: bytes) -> list[Any]:
     try:
         frame.decode()
-        raw = _raw_decoder.decode(frame)
+        is_array = frame.lstrip(b" \t\r\n").startswith(b"[")
+        items = [bytes(item) for item in _raw_decoder.decode(frame)] if is_array else [frame]
+        if not is_array:
+            msgspec.json.decode(frame, type=msgspec.Raw)  # checks the syntax
     except UnicodeDecodeError:
         return [BadCommand(None, InvalidRequest("the frame is not UTF-8"))]
     except msgspec.DecodeError:
         return [BadCommand(None, InvalidRequest("the frame is not JSON"))]
     except RecursionError:
         return [BadCommand(None, InvalidRequest("the frame is nested too deeply"))]
-    return [_decode_command(bytes(item)) for item in (raw if isinstance(raw, list) else [raw])]
+    return [_decode_command(item) for item in items]
 
 
 def _decode_command(raw: bytes) -> Any:

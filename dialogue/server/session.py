@@ -536,7 +536,7 @@ class Session:
             event_type, bytes(raw), max_bytes=limits.message_bytes, max_depth=limits.data_depth
         )
         meta_json = None
-        if command.meta is not None and bytes(command.meta) != b"null":
+        if bytes(command.meta) != b"null":
             meta_json = admission.encode_meta(
                 bytes(command.meta), max_bytes=limits.meta_bytes, max_depth=limits.data_depth
             )

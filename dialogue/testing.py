@@ -1,0 +1,118 @@
+"""The doubles that Dialogue's own tests use, for yours.
+
+They wrap a real store; nothing here pretends to be one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Sequence
+
+from .errors import StoreError
+from .events import Draft
+from .storage.base import Appended, LogPage, RoomHead, Store, StreamState
+
+
+class FaultyStore(Store):
+    """A store that can be made slow, be held, or fail, around a real one.
+
+    Attributes:
+        fail_append: Raised by the next appends, before anything is recorded, while it is set.
+        fail_after_append: Raised by the next append, after it has been recorded: the answer that never came.
+        fail_read: Raised by reads (`head`, `page`, `stream_page`) while it is set.
+        appended: Every group of drafts that reached the inner store, in order.
+    """
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+        self.is_durable = inner.is_durable
+        self.fail_append: StoreError | None = None
+        self.fail_after_append: StoreError | None = None
+        self.fail_settle: StoreError | None = None
+        self.fail_read: StoreError | None = None
+        self.refuse_text: bytes | None = None
+        self.refuse_error: StoreError | None = None
+        self.appended: list[list[Draft]] = []
+        self._may_append = asyncio.Event()
+        self._may_append.set()
+        self.waiting_appends = 0
+
+    def hold(self) -> None:
+        """Let appends wait, before they reach the inner store, until `release`."""
+        self._may_append.clear()
+
+    def release(self) -> None:
+        """Let appends go on."""
+        self._may_append.set()
+
+    @property
+    def epoch(self) -> str:
+        return self.inner.epoch
+
+    async def open(self) -> None:
+        await self.inner.open()
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+    async def append(self, drafts: Sequence[Draft]) -> list[Appended]:
+        self.waiting_appends += 1
+        try:
+            await self._may_append.wait()
+        finally:
+            self.waiting_appends -= 1
+        if self.fail_append is not None:
+            raise self.fail_append
+        if self.refuse_text is not None and any(self.refuse_text in draft.data_json for draft in drafts):
+            assert self.refuse_error is not None
+            raise self.refuse_error
+        self.appended.append(list(drafts))
+        result = await self.inner.append(drafts)
+        if self.fail_after_append is not None:
+            error, self.fail_after_append = self.fail_after_append, None
+            raise error
+        return result
+
+    async def settle(self, drafts: Sequence[Draft]) -> list[Appended | None]:
+        if self.fail_settle is not None:
+            raise self.fail_settle
+        return await self.inner.settle(drafts)
+
+    def _check_read(self) -> None:
+        if self.fail_read is not None:
+            raise self.fail_read
+
+    async def head(self, room_id: str) -> RoomHead:
+        self._check_read()
+        return await self.inner.head(room_id)
+
+    async def page(
+        self,
+        room_id: str,
+        *,
+        event_names: Collection[str] | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int,
+    ) -> LogPage:
+        self._check_read()
+        return await self.inner.page(
+            room_id, event_names=event_names, before=before, after=after, limit=limit
+        )
+
+    async def stream_page(
+        self, room_id: str, event_name: str, *, before_position: int, limit: int
+    ) -> LogPage:
+        self._check_read()
+        return await self.inner.stream_page(room_id, event_name, before_position=before_position, limit=limit)
+
+    async def mark_handed(self, room_id: str, event_name: str, through: int) -> None:
+        await self.inner.mark_handed(room_id, event_name, through)
+
+    async def remove(self, room_id: str, event_name: str, through: int) -> None:
+        await self.inner.remove(room_id, event_name, through)
+
+    async def streams(self) -> AsyncIterator[tuple[str, str, StreamState]]:
+        self._check_read()
+        async for stream in self.inner.streams():
+            yield stream
