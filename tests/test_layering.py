@@ -1,0 +1,97 @@
+"""The layers, read from the imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "dialogue"
+
+THIRD_PARTY = {
+    "alembic", "fastapi", "filelock", "msgspec", "prometheus_client", "pydantic", "rich", "sqlalchemy",
+    "starlette", "typer", "uvicorn", "websockets",
+}  # fmt: skip
+
+# What each layer may import of Dialogue and of others; `errors`, `events` and `config` are open to all.
+BASE = {"dialogue.errors", "dialogue.events", "dialogue.config"}
+RULES: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "events": ({"dialogue.config"}, {"msgspec"}),
+    "config": (BASE | {"dialogue.core.patterns"}, {"pydantic"}),
+    "protocol": ({"dialogue.errors"}, {"msgspec"}),
+    "core": (BASE | {"dialogue.core"}, {"pydantic", "msgspec"}),
+    "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),
+    "server": (
+        BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"},
+        {"fastapi", "starlette", "prometheus_client", "uvicorn"},
+    ),
+    "client": (BASE | {"dialogue.client", "dialogue.protocol"}, {"msgspec", "websockets", "pydantic"}),
+}
+
+
+def imports(path: Path) -> list[str]:
+    """Return the modules that a file imports, relative ones resolved."""
+    package = ["dialogue", *path.relative_to(PACKAGE).parts[:-1]]
+    found: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [f"{module}.{alias.name}" if module in ("dialogue",) else module for alias in node.names]
+    return found
+
+
+def layer_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if layer_of(path) in RULES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_keep_the_layers(path: Path) -> None:
+    """`core` knows no I/O, `storage` and `protocol` do not know each other, `client` knows only the wire."""
+    own, third_party = RULES[layer_of(path)]
+    for module in imports(path):
+        top = module.split(".")[0]
+        if top == "dialogue":
+            assert any(module == name or module.startswith(name + ".") for name in own), module
+        elif top in THIRD_PARTY:
+            assert top in third_party, module
+        else:
+            assert top in sys.stdlib_module_names or top == "__future__", f"{module} is not declared here"
+
+
+def test_core_does_no_io() -> None:
+    """No clock, no randomness, no event loop in `core`."""
+    forbidden = {"asyncio", "time", "random", "secrets", "socket", "threading", "datetime", "os", "pathlib"}
+    for path in (PACKAGE / "core").rglob("*.py"):
+        used = {module.split(".")[0] for module in imports(path)}
+        assert not used & forbidden, (path, used & forbidden)
+
+
+def test_importing_dialogue_is_light() -> None:
+    """`import dialogue` imports neither SQLAlchemy nor FastAPI."""
+    heavy = ("sqlalchemy", "fastapi", "starlette", "uvicorn")
+    code = f"import sys, dialogue; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_alembic_is_no_package() -> None:
+    """An `alembic/__init__.py` would shadow the library."""
+    assert not (PACKAGE.parent / "alembic" / "__init__.py").exists()
+
+
+def test_modules_stay_small() -> None:
+    """Past 600 lines there is a second idea inside."""
+    for path in PACKAGE.rglob("*.py"):
+        lines = len(path.read_text().splitlines())
+        assert lines <= 700, (path, lines)
