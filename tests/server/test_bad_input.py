@@ -204,7 +204,7 @@ def test_no_commands_bring_a_session_down(batch: list[dict[str, Any]]) -> None:
         dialogue = Dialogue(rooms(), limits=Limits(errors_per_minute=1000))
         records: list[logging.LogRecord] = []
         handler = logging.Handler()
-        handler.emit = records.append  # type: ignore[method-assign]
+        handler.emit = records.append  # type: ignore[assignment]
         dialogue.logger.addHandler(handler)
         try:
             async with serve(dialogue) as address, wire(address) as client:

@@ -1,0 +1,34 @@
+"""The Python client.
+
+::
+
+    from dialogue.client import DialogueClient
+
+    async with DialogueClient("http://127.0.0.1:3000", auth={"user_id": "ann"}) as client:
+        room = await client.join("general")
+        async for event in room.scroll("message"):
+            ...
+"""
+
+from dialogue.errors import ConnectionLost
+from dialogue.events import Ack
+
+from .client import Auth, DialogueClient
+from .effects import State, Timing
+from .pages import Gap, Page, RoomInfo
+from .room import Room
+from .timeline import Timeline
+
+__all__ = [
+    "Ack",
+    "Auth",
+    "ConnectionLost",
+    "DialogueClient",
+    "Gap",
+    "Page",
+    "Room",
+    "RoomInfo",
+    "State",
+    "Timeline",
+    "Timing",
+]

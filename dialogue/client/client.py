@@ -1,0 +1,663 @@
+"""The Python client: a thin shell of tasks and sockets around `dialogue.client.session`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any, overload
+from urllib.parse import urlsplit, urlunsplit
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from dialogue.config import EventType
+from dialogue.errors import ConnectionLost, DialogueError
+from dialogue.protocol import CLOSE_NORMAL, decode_messages
+
+from .effects import (
+    Deliver,
+    DeliverMessage,
+    DropConnection,
+    Effect,
+    Ended,
+    Failed,
+    Joined,
+    Left,
+    OpenConnection,
+    Reset,
+    Resolved,
+    Send,
+    State,
+    StateChanged,
+    Timing,
+    Trouble,
+)
+from .handlers import Calls, Dispatcher, Handler, Handlers, Unsubscribe, logger
+from .pages import RoomInfo
+from .room import Room
+from .session import Session
+
+Auth = Mapping[str, Any] | Callable[[], Any] | None
+
+_COMMANDS_PER_FRAME = 100
+_FRAME_BYTES = 65_536
+
+# Whoever awaited a join runs first and adds its handlers, before the room's first event is handed out. One turn
+# would do for a plain await; a timeout around it takes more.
+_TURNS_TO_ADD_HANDLERS = 5
+
+
+def socket_url(url: str) -> str:
+    """Return the socket's URL for a router's base.
+
+    Raises:
+        ValueError: It is not an http(s) or ws(s) URL.
+    """
+    parts = urlsplit(url)
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
+    if scheme is None or not parts.netloc:
+        raise ValueError(f"{url!r} is not the URL of a server; write e.g. http://127.0.0.1:3000")
+    return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + "/ws", parts.query, ""))
+
+
+class DialogueClient:
+    """A connection to a Dialogue server that outlives its sockets::
+
+        async with DialogueClient("http://127.0.0.1:3000", auth={"user_id": "ann"}) as client:
+            room = await client.join("general")
+            room.on("message", lambda event: print(event.sender, event.data))
+            await room.trigger("message", {"text": "hello"})
+
+    A lost connection is tried again for ever, with exponential backoff and full jitter; rooms resume where they
+    were, and what was not answered is asked again. Only the close codes 4001 (unauthenticated) and 4002 (not this
+    protocol), or the matching refusal, end it: `ConnectionLost` to everything pending and to ``on_error``.
+
+    Handlers of the client and of all its rooms run one at a time, in order, from one queue of *queue_events*. When
+    it is full the client stops reading, so that the server feels it; nothing is dropped. One exception keeps
+    handlers from waiting for each other: if something awaits an answer meanwhile and no handler comes to an end for
+    *stall_seconds*, the client reads on, lets recorded events pass and asks for them again once the queue is half
+    empty. Ephemeral events and messages to this client alone cannot be asked for again: twice *queue_events* are
+    kept, further ones are dropped, logged and counted in `dropped_count`.
+
+    An instance is used once: after `aclose` make a new one.
+
+    Args:
+        url: The router's base; the socket is at ``<url>/ws``.
+        auth: The ``auth`` object, or a function (or coroutine function) that returns it, called for every
+            connection.
+        connect_timeout_seconds: How long entering may take; None to wait for a server for ever.
+        max_pending_triggers: Most triggers without an answer; further ones raise `Backpressure`.
+        max_pending_requests: The same for everything else.
+        queue_events: See above.
+        max_frame_bytes: Largest frame taken from the server.
+        stall_seconds: See above.
+        timing: Backoff and retries.
+        connect_options: Further arguments of ``websockets.asyncio.client.connect``: ``ssl``, ``origin``,
+            ``additional_headers``, ``proxy``, ...
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        auth: Auth = None,
+        connect_timeout_seconds: float | None = None,
+        max_pending_triggers: int = 1000,
+        max_pending_requests: int = 1000,
+        queue_events: int = 1000,
+        max_frame_bytes: int = 16_777_216,
+        stall_seconds: float = 1.0,
+        timing: Timing | None = None,
+        connect_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.url = url
+        self.dropped_count = 0
+        """Ephemeral events and messages dropped because no handler took them; see above."""
+        self._socket_url = socket_url(url)
+        self._auth = auth
+        self._connect_timeout_seconds = connect_timeout_seconds
+        self._stall_seconds = stall_seconds
+        self._connect_options: dict[str, Any] = {
+            "compression": None,
+            "max_size": max_frame_bytes,
+            "max_queue": 4,
+            # The protocol has its own ping, which also tells a server that hangs from one that is there.
+            "ping_interval": None,
+            "close_timeout": 2,
+            **(connect_options or {}),
+        }
+        self._session = Session(
+            random=random.random,
+            max_pending_triggers=max_pending_triggers,
+            max_pending_requests=max_pending_requests,
+            timing=timing,
+        )
+        self._dispatcher = Dispatcher(queue_events, self._has_space)
+        self._messages = Handlers()
+        self._notices = Handlers()
+        self._rooms: dict[str, Room] = {}
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._outgoing: deque[dict[str, Any]] = deque()
+        self._has_outgoing = asyncio.Event()
+        self._wants_connection = asyncio.Event()
+        self._connection: ClientConnection | None = None
+        self._first: asyncio.Future[None] | None = None
+        self._last_trouble: Exception | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_shedding = False
+        self._is_up = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._run_task: asyncio.Task[None] | None = None
+        self._dispatch_task: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    # ---- life
+
+    async def connect(self) -> None:
+        """Connect for the first time; ``async with`` does it, and closes in the end.
+
+        Raises:
+            Unauthenticated, CommandError: The server refused the credentials.
+            ConnectionLost: The server closed with 4001 or 4002.
+            TimeoutError: It took longer than *connect_timeout_seconds*; the cause is what went wrong last.
+            Exception: Whatever the *auth* function raised.
+            RuntimeError: It was called before.
+        """
+        if self._run_task is not None or self._is_closed:
+            raise RuntimeError("a DialogueClient is used once; make a new one")
+        loop = asyncio.get_running_loop()
+        self._first = loop.create_future()
+        self._dispatch_task = loop.create_task(self._dispatcher.run(), name="dialogue-client-handlers")
+        self._run_task = loop.create_task(self._run(), name="dialogue-client")
+        try:
+            async with asyncio.timeout(self._connect_timeout_seconds):
+                await self._first
+        except TimeoutError as error:
+            await self.aclose()
+            problem = f": {self._last_trouble}" if self._last_trouble else ""
+            raise TimeoutError(
+                f"no connection to {self.url} within {self._connect_timeout_seconds:g} s{problem}"
+            ) from (self._last_trouble or error)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Close: everything pending fails with `ConnectionLost`, waiting handlers are not called any more.
+
+        May be called twice, and from a handler.
+        """
+        self._is_closed = True
+        self._session.stop()
+        self._apply()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        current = asyncio.current_task()
+        tasks = [task for task in (self._run_task, self._dispatch_task, *self._tasks) if task is not None]
+        others = [task for task in tasks if task is not current]
+        for task in others:
+            task.cancel()
+        if others:
+            # Not gather: a cancellation of ours must not end the waiting for what was cancelled by us.
+            await asyncio.wait(others)
+        if current is not None and current is self._dispatch_task:
+            current.cancel()
+
+    async def __aenter__(self) -> DialogueClient:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # ---- what it is
+
+    @property
+    def state(self) -> State:
+        """``connecting``, ``connected``, ``resuming`` or ``offline``; see `State`."""
+        return self._session.state
+
+    @property
+    def user_id(self) -> str | None:
+        """Who the server says this is; None before the first connection."""
+        return self._session.user_id
+
+    @property
+    def client_id(self) -> str | None:
+        """The server's name for the connection that stands now; None while there is none."""
+        return self._session.client_id
+
+    @property
+    def limits(self) -> Mapping[str, Any]:
+        """The server's limits by name, as far as it tells them; empty before the first connection."""
+        return dict(self._session.limits)
+
+    # ---- handlers
+
+    @overload
+    def on(self, event: str | EventType[Any]) -> Callable[[Handler], Handler]: ...
+    @overload
+    def on(self, event: str | EventType[Any], fn: Handler) -> Unsubscribe: ...
+    def on(self, event: str | EventType[Any], fn: Handler | None = None) -> Any:
+        """Call *fn* with the data of each message of this name that the server sends to this client alone.
+
+        Returns:
+            A function that takes the handler away; without *fn*, a decorator.
+        """
+        name = event.name if isinstance(event, EventType) else event
+        if fn is not None:
+            return self._messages.add(name, fn)
+
+        def decorate(function: Handler) -> Handler:
+            self._messages.add(name, function)
+            return function
+
+        return decorate
+
+    def on_connect(self, fn: Callable[[], Any]) -> Unsubscribe:
+        """Call *fn* when a connection stands, the first one and each one after."""
+        return self._notices.add("connect", fn)
+
+    def on_disconnect(self, fn: Callable[[], Any]) -> Unsubscribe:
+        """Call *fn* when a connection that stood is lost."""
+        return self._notices.add("disconnect", fn)
+
+    def on_error(self, fn: Callable[[Exception], Any]) -> Unsubscribe:
+        """Call *fn* with errors that belong to no call: failed tries to connect, the end of the retrying."""
+        return self._notices.add("error", fn)
+
+    def on_state(self, fn: Callable[[State], Any]) -> Unsubscribe:
+        """Call *fn* with each new `state`."""
+        return self._notices.add("state", fn)
+
+    # ---- rooms
+
+    def room(self, room_id: str) -> Room:
+        """Return the room's object, joined or not: handlers can be added before `join`, or before the server
+        joins this client by itself."""
+        return self._rooms.setdefault(room_id, Room(self, room_id))
+
+    async def join(
+        self,
+        room_id: str,
+        *,
+        sync: int | None = None,
+        events: str | EventType[Any] | Iterable[str | EventType[Any]] | None = None,
+    ) -> Room:
+        """Join a room, or change the subscription of a joined one.
+
+        Args:
+            room_id: The room.
+            sync: Newest events per type that the join brings as `Room.history`; None for the room's own number.
+            events: The events to receive; ``"*"`` for all, None for the room's default.
+
+        Returns:
+            The room; always the same object while it is joined.
+
+        Raises:
+            CommandError: It was refused, e.g. `RoomNotFound` or `JoinDenied`.
+            ConnectionLost: The client was closed, or refused for good.
+        """
+        is_new = room_id not in self._rooms
+        room = self.room(room_id)
+        names: Any = None
+        if events is not None:
+            items = [events] if isinstance(events, str | EventType) else list(events)
+            names = [room._name(item) for item in items]
+            names = "*" if "*" in names else names
+        try:
+            answer = await self._request(lambda session: session.join(room_id, sync=sync, events=names))
+        except BaseException:
+            if is_new and not room.is_joined:
+                self._forget(room)
+            raise
+        if room_id in self._session.rooms:
+            room = self.room(room_id)
+            room._take_join(answer)
+        return room
+
+    async def rooms(self) -> list[RoomInfo]:
+        """Return the rooms that this client may see.
+
+        Raises:
+            CommandError, ConnectionLost: See `join`.
+        """
+        answer = await self._request(lambda session: session.read({"type": "rooms"}))
+        return [
+            RoomInfo(
+                id=room["id"],
+                name=room.get("name") or "",
+                description=room.get("description") or "",
+                size=room.get("size") or 0,
+                max_size=room.get("max_size"),
+                created_by_id=room.get("created_by_id"),
+            )
+            for room in answer["rooms"]
+        ]
+
+    # ---- requests
+
+    async def _request(self, make: Callable[[Session], int]) -> dict[str, Any]:
+        if self._run_task is None and not self._is_closed:
+            raise RuntimeError("connect first: use 'async with DialogueClient(...) as client:'")
+        ref = make(self._session)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[ref] = future
+        self._apply()
+        try:
+            return await future
+        finally:
+            self._waiting.pop(ref, None)
+            self._session.cancel(ref)  # Of no effect once it was answered.
+            if future.done() and not future.cancelled():
+                future.exception()  # Of a caller that was cancelled in the same turn: seen by nobody else.
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except DialogueError as error:
+                self._notify("error", error)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned)
+
+    def _spawned(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a background read failed", exc_info=error)
+
+    def _forget(self, room: Room) -> None:
+        if self._rooms.get(room.room_id) is room:
+            del self._rooms[room.room_id]
+
+    # ---- effects
+
+    def _apply(self) -> None:
+        for effect in self._session.effects():
+            self._carry_out(effect)
+        self._arm()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Deliver(room_id, event, epoch, _):
+                room = self.room(room_id)
+                self._put_event(
+                    partial(room._calls_for_event, event, epoch), is_recorded=event.seq is not None
+                )
+            case Send(commands):
+                self._outgoing.extend(commands)
+                self._has_outgoing.set()
+            case Resolved(ref, answer):
+                future = self._waiting.get(ref)
+                if future is not None and not future.done():
+                    future.set_result(answer)
+            case Failed(ref, error):
+                future = self._waiting.get(ref)
+                if future is not None and not future.done():
+                    future.set_exception(error)
+            case DeliverMessage(event_name, data):
+                self._put_event(partial(self._calls_for_message, event_name, data), is_recorded=False)
+            case Joined(room_id, answer, is_pushed):
+                room = self.room(room_id)
+                room._take_join(answer)
+                if not is_pushed:
+                    self._dispatcher.put(_give_way)
+            case Reset(room_id, answer):
+                # Told only while the queue takes events, so at most once per room in it and unread frame.
+                self._dispatcher.put(partial(self.room(room_id)._calls_for_reset, answer))
+            case Left(room_id, reason):
+                room = self.room(room_id)
+                self._forget(room)
+                self._dispatcher.put(partial(room._calls_for_left, reason))
+            case StateChanged(state):
+                self._state_changed(state)
+            case Trouble(error):
+                self._trouble(error)
+            case OpenConnection():
+                self._wants_connection.set()
+            case DropConnection(reason):
+                logger.info("dropping the connection to %s: %s", self.url, reason)
+                self._drop()
+            case Ended(error):
+                self._ended(error)
+
+    def _state_changed(self, state: State) -> None:
+        if state == "connected":
+            self._notify("connect")
+            self._is_up = True
+            if self._first is not None and not self._first.done():
+                self._first.set_result(None)
+        elif self._is_up:
+            self._is_up = False
+            self._notify("disconnect")
+        self._notify("state", state)
+
+    def _ended(self, error: DialogueError) -> None:
+        # Who waits for nothing has to wake up to see that it is over.
+        self._wants_connection.set()
+        if self._first is not None and not self._first.done():
+            self._first.set_exception(error)
+            self._first.exception()  # `connect` may have been cancelled.
+        elif not self._is_closed:
+            self._trouble(error if isinstance(error, ConnectionLost) else ConnectionLost(4001, str(error)))
+
+    def _trouble(self, error: Exception) -> None:
+        self._last_trouble = error
+        logger.warning("%s: %s", self.url, error)
+        self._notify("error", error)
+
+    # ---- the queue of handlers
+
+    def _put(self, entry: Callable[[], Calls]) -> None:
+        # Notices are few, yet a handler that never ends must not pile them up for ever.
+        if not self._dispatcher.put_if_room(entry, times=4):
+            logger.error("a handler holds up so many others that a notice was dropped")
+
+    def _put_event(self, entry: Callable[[], Calls], *, is_recorded: bool) -> None:
+        if is_recorded:
+            # Bounded by the limit and one frame: who is full does not read, or sheds.
+            self._dispatcher.put(entry)
+        elif not self._dispatcher.put_if_room(entry, times=2):
+            self.dropped_count += 1
+            if self.dropped_count == 1:
+                logger.warning("handlers are so slow that ephemeral events are dropped")
+
+    def _notify(self, name: str, *arguments: Any) -> None:
+        self._put(lambda: [(fn, arguments) for fn in self._notices.get(name)])
+
+    def _calls_for_message(self, event_name: str, data: Any) -> Calls:
+        return [(fn, (data,)) for fn in self._messages.get(event_name)]
+
+    def _has_space(self) -> None:
+        if self._is_shedding:
+            self._is_shedding = False
+            self._session.catch_up()
+            self._apply()
+
+    # ---- time
+
+    def _arm(self) -> None:
+        deadline = self._session.deadline
+        if deadline is None or self._is_closed:
+            return
+        if self._timer is not None:
+            # One that is too early comes back here; so a frame need not move it.
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._session.tick(_now())
+        self._apply()
+
+    # ---- the connection
+
+    async def _run(self) -> None:
+        try:
+            self._session.start(_now())
+            self._apply()
+            while self._session.ended is None:
+                await self._wants_connection.wait()
+                self._wants_connection.clear()
+                if self._session.ended is None:
+                    await self._connect_once()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            # A fault of the client itself; those who wait must hear of it rather than wait for ever.
+            logger.exception("the client failed")
+            self._session.stop()
+            self._last_trouble = error
+            self._apply()
+
+    async def _connect_once(self) -> None:
+        try:
+            auth = await self._current_auth()
+        except Exception as error:
+            self._cannot_open(error)
+            return
+        try:
+            connection = await connect(self._socket_url, **self._connect_options)
+        except (TypeError, ValueError) as error:
+            self._cannot_open(error)
+            return
+        except Exception as error:
+            # Refused, no such host, 403, 503, no handshake in time: all may pass, none ends the retrying.
+            lost = ConnectionLost(reason=f"{type(error).__name__}: {error}")
+            lost.__cause__ = error
+            self._trouble(lost)
+            self._session.open_failed(_now())
+            self._apply()
+            return
+        self._connection = connection
+        self._outgoing.clear()
+        writer = asyncio.get_running_loop().create_task(self._write(connection))
+        try:
+            self._session.opened(auth, _now())
+            self._apply()
+            await self._read(connection)
+        finally:
+            self._connection = None
+            writer.cancel()
+            await asyncio.wait([writer])
+            if self._session.ended is None:
+                connection.transport.abort()
+            with contextlib.suppress(ConnectionClosed):
+                await connection.close(CLOSE_NORMAL)
+        received = connection.protocol.close_rcvd
+        self._session.closed(received.code if received else None, received.reason if received else "", _now())
+        self._apply()
+
+    async def _current_auth(self) -> dict[str, Any] | None:
+        auth = self._auth
+        if callable(auth):
+            auth = auth()
+            if inspect.isawaitable(auth):
+                auth = await auth
+        return None if auth is None else dict(auth)
+
+    def _cannot_open(self, error: Exception) -> None:
+        if self._first is not None and not self._first.done():
+            # Most likely a mistake in the auth function or the options; nobody is served by trying it for ever.
+            self._first.set_exception(error)
+            return
+        self._trouble(error)
+        self._session.open_failed(_now())
+        self._apply()
+
+    async def _read(self, connection: ClientConnection) -> None:
+        while self._session.ended is None:
+            try:
+                messages = decode_messages(await connection.recv(decode=False))
+                self._session.received(messages, _now(), is_shedding=self._is_shedding)
+                self._apply()
+            except ConnectionClosed:
+                return
+            except ValueError as error:
+                lost = ConnectionLost(reason=f"the server does not speak the protocol: {error}")
+                self._apply()
+                self._trouble(lost)
+                return
+            if self._dispatcher.is_full and not self._is_shedding:
+                await self._wait_for_space()
+
+    async def _wait_for_space(self) -> None:
+        self._session.paused(_now())
+        self._apply()
+        try:
+            while self._dispatcher.is_full:
+                done_count = self._dispatcher.done_count
+                try:
+                    async with asyncio.timeout(self._stall_seconds):
+                        await self._dispatcher.wait_for_space()
+                except TimeoutError:
+                    # A handler that waits, however indirectly, for an answer that is not read would wait for ever.
+                    if self._session.has_pending and self._dispatcher.done_count == done_count:
+                        self._is_shedding = True
+                        return
+        finally:
+            self._session.unpaused(_now())
+            self._apply()
+
+    async def _write(self, connection: ClientConnection) -> None:
+        try:
+            while True:
+                while not self._outgoing:
+                    self._has_outgoing.clear()
+                    await self._has_outgoing.wait()
+                await connection.send(self._next_frame(), text=True)
+        except ConnectionClosed:
+            pass  # The reader sees it, too, and is the one who tells.
+        except Exception:
+            logger.exception("sending to %s failed", self.url)
+            connection.transport.abort()
+
+    def _next_frame(self) -> bytes:
+        limits = self._session.limits
+        most_commands = min(_COMMANDS_PER_FRAME, limits.get("commands_per_frame", _COMMANDS_PER_FRAME))
+        most_bytes = min(_FRAME_BYTES, limits.get("frame_bytes", _FRAME_BYTES))
+        parts: list[bytes] = []
+        size = 2
+        while self._outgoing and len(parts) < most_commands:
+            part = msgspec.json.encode(self._outgoing[0])
+            if parts and size + len(part) + 1 > most_bytes:
+                break
+            self._outgoing.popleft()
+            parts.append(part)
+            size += len(part) + 1
+        return b"[" + b",".join(parts) + b"]"
+
+    def _drop(self) -> None:
+        # Without a close handshake: the other side is thought to be dead, and would be waited for.
+        if self._connection is not None:
+            self._connection.transport.abort()
+
+
+async def _yield() -> None:
+    for _ in range(_TURNS_TO_ADD_HANDLERS):
+        await asyncio.sleep(0)
+
+
+def _give_way() -> Calls:
+    return [(_yield, ())]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+__all__ = ["Auth", "DialogueClient", "socket_url"]

@@ -1,0 +1,416 @@
+"""A room as a client sees it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+import msgspec
+
+from dialogue.config import EventType
+from dialogue.errors import MessageTooLarge, StoreUnavailable
+from dialogue.events import Ack, Event, WireEvent
+
+from .handlers import Calls, Handler, Handlers, Unsubscribe
+from .pages import Gap, Page
+from .timeline import Timeline
+
+if TYPE_CHECKING:
+    from .client import DialogueClient
+    from .session import Session
+
+T = TypeVar("T")
+
+_ANY = "*"
+_FRAME_HEADROOM_BYTES = 2048
+_PAGE_EVENTS = 200
+
+
+class Room:
+    """A room; from `DialogueClient.join` or `DialogueClient.room`.
+
+    Handlers are called with every recorded event of the subscription once, in seq order, also over lost
+    connections, and with ephemeral events while the connection stands; never with what the join brought. They run
+    one at a time per client (see `DialogueClient`). After `leave` or `on_left` the object is spent: joining again
+    gives a new one.
+
+    Attributes:
+        room_id: Its id.
+        name: For people; empty before the join.
+        is_joined: Whether the client is in it; stays true while a lost connection is resumed.
+        epoch: The life of the log that its seqs belong to; None before the join.
+        history: What the join brought, newest first; replaced when the timeline begins anew (`on_reset`).
+    """
+
+    def __init__(self, client: DialogueClient, room_id: str) -> None:
+        self.room_id = room_id
+        self.name = ""
+        self.is_joined = False
+        self.epoch: str | None = None
+        self.history: list[Event[Any]] = []
+        self._client = client
+        self._events = Handlers()
+        self._notices = Handlers()
+        self._types: dict[str, EventType[Any]] = {}
+        self._timelines: list[Timeline] = []
+        self._changed_timelines: dict[Timeline, None] = {}
+
+    # ---- handlers
+
+    @overload
+    def on(self, event: EventType[T], fn: Callable[[Event[T]], Any]) -> Unsubscribe: ...
+    @overload
+    def on(self, event: str, fn: Callable[[Event[Any]], Any]) -> Unsubscribe: ...
+    def on(self, event: str | EventType[Any], fn: Callable[[Event[Any]], Any]) -> Unsubscribe:
+        """Call *fn* (a function or a coroutine function) with each event of this name, live or resumed.
+
+        It adds a handler, not a subscription: see `subscribe`.
+
+        Returns:
+            A function that takes the handler away; it may be called twice.
+        """
+        return self._events.add(self._name(event), fn)
+
+    def on_any(self, fn: Callable[[Event[Any]], Any]) -> Unsubscribe:
+        """Call *fn* with every event of the room, after the handlers of its name."""
+        return self._events.add(_ANY, fn)
+
+    def on_reset(self, fn: Callable[[], Any]) -> Unsubscribe:
+        """Call *fn* when events were missed that the server cannot tell: `history` is new by then.
+
+        That is so after a long absence, or when the log has another epoch.
+        """
+        return self._notices.add("reset", fn)
+
+    def on_left(self, fn: Callable[[str], Any]) -> Unsubscribe:
+        """Call *fn* with the reason when the server ends the membership, or refuses it after a reconnect."""
+        return self._notices.add("left", fn)
+
+    # ---- publishing
+
+    async def trigger(
+        self,
+        event: str | EventType[Any],
+        data: Any = None,
+        *,
+        meta: dict[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Ack:
+        """Publish an event and wait until it is recorded.
+
+        It waits through lost connections: an event without an answer is sent again with its key, which the server
+        records once. Events of one room are sent in the order of the calls.
+
+        Args:
+            event: The event's name or its type.
+            data: Plain JSON data, or an instance of the type's schema (or of any pydantic model).
+            meta: What goes along with the data.
+            key: The idempotency key; a new one is made if there is none.
+
+        Raises:
+            CommandError: The event was refused and not recorded; the subclass tells why. Except
+                `StoreUnavailable` and `Internal`: the outcome is still unknown after several tries with one key.
+            Backpressure: Too many triggers wait for an answer already (or the server says so).
+            ConnectionLost: The client was closed, or refused for good. The outcome is unknown.
+            TypeError, ValueError: The data is not JSON (NaN and infinity, say, are not).
+        """
+        encoded = encode_data(data, event if isinstance(event, EventType) else None)
+        self._check_size(len(encoded))
+        meta_raw = None if meta is None else msgspec.Raw(encode_data(meta, None))
+        answer = await self._client._request(
+            lambda session: session.trigger(
+                self.room_id,
+                self._name(event),
+                msgspec.Raw(encoded),
+                meta=meta_raw,
+                key=secrets.token_hex(16) if key is None else key,
+            )
+        )
+        return Ack(
+            seq=answer.get("seq"),
+            id=answer.get("id"),
+            timestamp=answer.get("timestamp") or 0,
+            is_duplicate=bool(answer.get("duplicate")),
+        )
+
+    # ---- reading
+
+    @overload
+    async def get_history(self, event: EventType[T], start: int = 0, end: int = 50) -> list[Event[T]]: ...
+    @overload
+    async def get_history(self, event: str, start: int = 0, end: int = 50) -> list[Event[Any]]: ...
+    async def get_history(
+        self, event: str | EventType[Any], start: int = 0, end: int = 50
+    ) -> list[Event[Any]]:
+        """Return events by offset, **newest first**: 0 is the newest, *start* is included, *end* is not.
+
+        Every new event shifts the offsets; `page`, `timeline` and `scroll` do not shift.
+
+        Raises:
+            CommandError: The read was refused.
+            ConnectionLost: The client was closed, or refused for good.
+            ValueError: The bounds are not ``0 <= start <= end``.
+        """
+        if not 0 <= start <= end:
+            raise ValueError(f"0 <= start <= end is needed, not start={start}, end={end}")
+        events: list[Event[Any]] = []
+        fields: dict[str, Any] = {"start": start, "end": end}
+        while (missing := end - start - len(events)) > 0:
+            page = await self._page({"event": self._name(event), "limit": self._limit(missing), **fields})
+            events.extend(reversed(page.events[-missing:]))
+            if page.next is None:
+                break
+            # A page is shorter than asked for where the server's limits say so.
+            fields = {"cursor": page.next}
+        return events
+
+    async def page(
+        self,
+        event: str | EventType[Any] | None = None,
+        *,
+        kind: str | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        around: int | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page:
+        """Return a page of the room's history, **oldest first**; the newest one unless a bound says otherwise.
+
+        Args:
+            event: One event name or type; None for all.
+            kind: Only events of this kind.
+            before: A seq, excluded: the events before it.
+            after: A seq, excluded: the events after it.
+            around: A seq: the events on both sides of it.
+            cursor: ``next`` or ``previous`` of an earlier page of the same event.
+            limit: Most events; the server's default is 50, and it has a limit of its own.
+
+        Raises:
+            CommandError: The read was refused, e.g. `InvalidRequest` for a cursor of another epoch.
+            ConnectionLost: The client was closed, or refused for good.
+            ValueError: More than one of the bounds was given.
+        """
+        bounds = {"before": before, "after": after, "around": around, "cursor": cursor}
+        fields: dict[str, Any] = {name: value for name, value in bounds.items() if value is not None}
+        if len(fields) > 1:
+            raise ValueError(f"only one of {', '.join(fields)} can be given")
+        if fields and cursor is None and self.epoch is not None:
+            fields["epoch"] = self.epoch
+        optional = {"event": None if event is None else self._name(event), "kind": kind, "limit": limit}
+        fields.update({name: value for name, value in optional.items() if value is not None})
+        return await self._page(fields)
+
+    @overload
+    def scroll(self, event: EventType[T], *, page_size: int = 50) -> AsyncIterator[Event[T]]: ...
+    @overload
+    def scroll(self, event: str | None = None, *, page_size: int = 50) -> AsyncIterator[Event[Any]]: ...
+    async def scroll(
+        self, event: str | EventType[Any] | None = None, *, page_size: int = 50
+    ) -> AsyncIterator[Event[Any]]:
+        """Yield the room's history from the newest event back to the first, each once, whatever happens meanwhile.
+
+        Raises:
+            StoreUnavailable: A part cannot be read for the moment; everything newer has been yielded.
+            CommandError, ConnectionLost: See `page`.
+        """
+        cursor: str | None = None
+        while True:
+            page = await self.page(event, cursor=cursor, limit=page_size)
+            for item in reversed(page.events):
+                yield item
+            if page.gap is not None and page.gap.is_for_the_moment:
+                raise StoreUnavailable("a part of the history cannot be read for the moment")
+            if page.next is None:
+                return
+            cursor = page.next
+
+    def timeline(
+        self,
+        events: str | EventType[Any] | Iterable[str | EventType[Any]] | None = None,
+        *,
+        page_size: int = 50,
+        max_live_events: int = 10_000,
+    ) -> Timeline:
+        """Return a list of live events and older pages without holes or duplicates; `load_older` fills it.
+
+        Args:
+            events: One event, several, or None for all that are recorded.
+            page_size: Events that one `load_older` reads.
+            max_live_events: Bound of what comes live; see `Timeline`.
+        """
+        if events is None:
+            names = None
+        elif isinstance(events, str | EventType):
+            names = frozenset({self._name(events)})
+        else:
+            names = frozenset(self._name(event) for event in events)
+        only = next(iter(names)) if names is not None and len(names) == 1 else None
+
+        async def fetch(cursor: str | None, before: int | None) -> Page:
+            return await self.page(only, cursor=cursor, before=before, limit=page_size)
+
+        timeline = Timeline(
+            fetch=fetch,
+            names=names,
+            max_live_events=max_live_events,
+            notify=self._notify_timeline,
+            on_close=self._drop_timeline,
+        )
+        self._timelines.append(timeline)
+        return timeline
+
+    # ---- membership
+
+    async def subscribe(self, *events: str | EventType[Any]) -> None:
+        """Also receive these events from now on; without arguments, or with ``"*"``, all.
+
+        Raises:
+            CommandError: It was refused, e.g. `NotJoined`.
+            ConnectionLost: The client was closed, or refused for good.
+        """
+        await self._client._request(lambda session: session.subscribe(self.room_id, self._names(events)))
+
+    async def unsubscribe(self, *events: str | EventType[Any]) -> None:
+        """Receive these events no more; without arguments, or with ``"*"``, none.
+
+        Raises:
+            CommandError, ConnectionLost: See `subscribe`.
+        """
+        await self._client._request(
+            lambda session: session.subscribe(self.room_id, self._names(events), is_adding=False)
+        )
+
+    async def leave(self) -> None:
+        """Leave the room: no handler is called with an event of it any more, and timelines are closed.
+
+        Raises:
+            CommandError, ConnectionLost: See `subscribe`. The room is left all the same.
+        """
+
+        def make(session: Session) -> int:
+            ref = session.leave(self.room_id)
+            self._close()
+            self._client._forget(self)
+            return ref
+
+        await self._client._request(make)
+
+    # ---- the client's side
+
+    def _limit(self, wanted: int) -> int:
+        most = self._client._session.limits.get("page_events")
+        return min(wanted, most if isinstance(most, int) else _PAGE_EVENTS)
+
+    def _check_size(self, size: int) -> None:
+        # A frame over the server's limit is not answered but closes the connection.
+        most = self._client._session.limits.get("frame_bytes")
+        if isinstance(most, int) and size + _FRAME_HEADROOM_BYTES > most:
+            raise MessageTooLarge(f"the event has {size} bytes; the server takes frames of at most {most}")
+
+    def _name(self, event: str | EventType[Any]) -> str:
+        if isinstance(event, EventType):
+            self._types[event.name] = event
+            return event.name
+        return event
+
+    def _names(self, events: tuple[str | EventType[Any], ...]) -> Any:
+        names = [self._name(event) for event in events]
+        return "*" if not names or "*" in names else names
+
+    def _event(self, wire: WireEvent, epoch: str | None) -> Event[Any]:
+        return Event.from_wire(wire, epoch=epoch, event_type=self._types.get(wire.event))
+
+    async def _page(self, fields: dict[str, Any]) -> Page:
+        command = {"type": "history", "room": self.room_id, **fields}
+        answer = await self._client._request(lambda session: session.read(command))
+        epoch = answer.get("epoch")
+        gap = answer.get("gap")
+        return Page(
+            events=[self._event(wire, epoch) for wire in msgspec.convert(answer["events"], list[WireEvent])],
+            has_more=bool(answer.get("has_more")),
+            next=answer.get("next"),
+            previous=answer.get("previous"),
+            gap=None if not gap else Gap(gap.get("from_seq"), gap.get("through_seq"), str(gap.get("reason"))),
+            epoch=epoch,
+        )
+
+    def _take_join(self, answer: dict[str, Any]) -> None:
+        self.is_joined = True
+        self.name = answer.get("name") or self.name
+        self.epoch = answer["epoch"]
+        wires = msgspec.convert(answer.get("events") or [], list[WireEvent])
+        self.history = [self._event(wire, self.epoch) for wire in reversed(wires)]
+
+    def _calls_for_event(self, wire: WireEvent, epoch: str | None) -> Calls:
+        if not self.is_joined:
+            return []
+        event = self._event(wire, epoch)
+        for timeline in self._timelines:
+            timeline.receive(event)
+        handlers = self._events.get(wire.event) + self._events.get(_ANY)
+        return [(fn, (event,)) for fn in handlers]
+
+    def _calls_for_reset(self, answer: dict[str, Any]) -> Calls:
+        if not self.is_joined:
+            return []
+        self._take_join(answer)
+        for timeline in self._timelines:
+            if timeline.reset():
+                self._client._spawn(timeline.load_older())
+        return [(fn, ()) for fn in self._notices.get("reset")]
+
+    def _calls_for_left(self, reason: str) -> Calls:
+        self._close()
+        return [(fn, (reason,)) for fn in self._notices.get("left")]
+
+    def _close(self) -> None:
+        self.is_joined = False
+        for timeline in list(self._timelines):
+            timeline.close()
+
+    def _drop_timeline(self, timeline: Timeline) -> None:
+        if timeline in self._timelines:
+            self._timelines.remove(timeline)
+
+    def _notify_timeline(self, timeline: Timeline) -> None:
+        if timeline not in self._changed_timelines:
+            self._changed_timelines[timeline] = None
+            # At most one entry per timeline waits, so no bound is needed.
+            self._client._dispatcher.put(partial(self._calls_for_timeline, timeline))
+
+    def _calls_for_timeline(self, timeline: Timeline) -> Calls:
+        self._changed_timelines.pop(timeline, None)
+        calls: list[tuple[Handler, tuple[Any, ...]]] = [(fn, ()) for fn in timeline.changed()]
+        return calls
+
+    def __repr__(self) -> str:
+        return f"<Room {self.room_id!r}{'' if self.is_joined else ' (not joined)'}>"
+
+
+def encode_data(data: Any, event_type: EventType[Any] | None) -> bytes:
+    """Return *data* as JSON.
+
+    Plain data goes as it is, for the server validates it; anything else through its own schema, by alias.
+
+    Raises:
+        TypeError: It is not JSON, and no schema makes it so.
+        ValueError: It holds NaN, infinity or a lone surrogate, which JSON has not.
+    """
+    try:
+        return _dumps(data)
+    except TypeError:
+        if event_type is not None and event_type.adapter is not None:
+            return _dumps(event_type.adapter.dump_python(data, mode="json", by_alias=True))
+        dump = getattr(data, "model_dump", None)
+        if dump is None:
+            raise
+        return _dumps(dump(mode="json", by_alias=True))
+
+
+def _dumps(data: Any) -> bytes:
+    # Not msgspec: it writes NaN as null, and the server would record what nobody sent.
+    return json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,716 @@
+"""The resume state machine, without an event loop."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dialogue.client.effects import (
+    Deliver,
+    DropConnection,
+    Effect,
+    Ended,
+    Failed,
+    Joined,
+    Left,
+    OpenConnection,
+    Reset,
+    Resolved,
+    Send,
+    StateChanged,
+    Timing,
+    Trouble,
+)
+from dialogue.client.session import Session
+from dialogue.errors import (
+    Backpressure,
+    Blocked,
+    ConnectionLost,
+    DialogueError,
+    MessageTooLarge,
+    NotJoined,
+    StoreUnavailable,
+    Unauthenticated,
+)
+
+from .fake import FakeConnection, FakeServer, Message
+
+ROOM = "general"
+
+
+class Link:
+    """A session and a fake server with a wire between them that loses nothing of itself."""
+
+    def __init__(self, **options: Any) -> None:
+        self.now = 1000.0
+        self.server = FakeServer()
+        self.session = Session(random=random.Random(1).random, **options)
+        self.connection: FakeConnection | None = None
+        self.to_server: deque[Message] = deque()
+        self.delivered: list[Deliver] = []
+        self.resolved: dict[int, Message] = {}
+        self.failed: dict[int, DialogueError] = {}
+        self.others: list[Effect] = []
+        self.wants_connection = False
+        self.user = "ann"
+
+    def apply(self) -> None:
+        for effect in self.session.effects():
+            match effect:
+                case Send(commands):
+                    assert self.connection is not None, "sent without a connection"
+                    self.to_server.extend(commands)
+                case Deliver():
+                    self.delivered.append(effect)
+                case Resolved(ref, answer):
+                    assert ref not in self.resolved, "resolved twice"
+                    assert ref not in self.failed, "resolved after it failed"
+                    self.resolved[ref] = answer
+                case Failed(ref, error):
+                    assert ref not in self.resolved, "failed after it was resolved"
+                    assert ref not in self.failed, "failed twice"
+                    self.failed[ref] = error
+                case OpenConnection():
+                    assert self.connection is None, "a second connection"
+                    self.wants_connection = True
+                case DropConnection():
+                    self.others.append(effect)
+                    self.lose()
+                case _:
+                    self.others.append(effect)
+
+    def start(self) -> None:
+        self.session.start(self.now)
+        self.apply()
+        self.open()
+
+    def open(self) -> None:
+        """Open the connection that the session wants, waiting out the backoff."""
+        if self.connection is not None:
+            return
+        if not self.wants_connection:
+            self.now = max(self.now, self.session.deadline or self.now)
+            self.session.tick(self.now)
+            self.apply()
+        assert self.wants_connection
+        self.wants_connection = False
+        self.connection = self.server.accept()
+        self.session.opened({"user_id": self.user}, self.now)
+        self.apply()
+
+    def lose(self, code: int | None = None) -> None:
+        if self.connection is not None:
+            self.server.lose(self.connection)
+            self.connection = None
+            self.to_server.clear()
+            self.session.closed(code, "", self.now)
+            self.apply()
+
+    def serve(self, count: int | None = None) -> None:
+        """Let the server take so many commands (or all)."""
+        while self.to_server and self.connection is not None and count != 0:
+            self.server.receive(self.connection, self.to_server.popleft())
+            count = None if count is None else count - 1
+
+    def hear(self, count: int | None = None, *, is_shedding: bool = False) -> None:
+        """Let the client take so many messages (or all)."""
+        if self.connection is None:
+            return
+        outbox = self.connection.outbox
+        messages = outbox[:count]
+        del outbox[: len(messages)]
+        if messages:
+            self.session.received(messages, self.now, is_shedding=is_shedding)
+            self.apply()
+
+    def settle(self) -> None:
+        """Let everything through until nothing moves any more."""
+        self.open()
+        for _ in range(100):
+            self.serve()
+            self.hear()
+            if self.connection is None:
+                self.open()
+            elif not self.to_server and not self.connection.outbox:
+                if not self.session.has_pending and all(
+                    room.is_current for room in self.session.rooms.values()
+                ):
+                    return
+                deadline = self.session.deadline
+                assert deadline is not None
+                self.now = max(self.now, deadline)
+                self.session.tick(self.now)
+                self.apply()
+        raise AssertionError("it does not come to rest")
+
+    def join(self, room: str = ROOM, **options: Any) -> int:
+        ref = self.session.join(room, **options)
+        self.apply()
+        return ref
+
+    def trigger(self, text: str, *, room: str = ROOM, key: str | None = None) -> int:
+        ref = self.session.trigger(room, "message", text, key=key or f"k-{text}")
+        self.apply()
+        return ref
+
+    @property
+    def seqs(self) -> list[int]:
+        return [item.event.seq for item in self.delivered if item.event.seq is not None]
+
+    def all_of(self, kind: type[Effect]) -> list[Any]:
+        return [effect for effect in self.others if isinstance(effect, kind)]
+
+
+@pytest.fixture
+def link() -> Link:
+    link = Link()
+    link.start()
+    return link
+
+
+@pytest.fixture
+def joined(link: Link) -> Link:
+    link.join()
+    link.settle()
+    return link
+
+
+def test_nothing_but_connect_is_sent_before_the_server_has_answered_it(link: Link) -> None:
+    """The server takes only small frames before ``connected``."""
+    link.join()
+    link.trigger("early")
+    assert [command["type"] for command in link.to_server] == ["connect"]
+    link.settle()
+    assert len(link.resolved) == 2
+    assert link.session.state == "connected"
+    assert link.session.user_id == "ann"
+
+
+def test_what_was_missed_is_delivered_after_a_resume(joined: Link) -> None:
+    """Resumed events come once, marked as recovered, and live ones go on after them."""
+    joined.server.publish(ROOM, "message", 1)
+    joined.hear()
+    joined.lose()
+    joined.server.publish(ROOM, "message", 2)
+    joined.server.publish(ROOM, "message", 3)
+    joined.settle()
+    joined.server.publish(ROOM, "message", 4)
+    joined.hear()
+    assert joined.seqs == [1, 2, 3, 4]
+    assert [item.is_recovered for item in joined.delivered] == [False, True, True, False]
+
+
+def test_join_sync_is_not_delivered(link: Link) -> None:
+    """Events up to the join's seq are its history, not live events."""
+    link.server.publish(ROOM, "message", "old")
+    link.join()
+    link.settle()
+    assert link.delivered == []
+    assert [effect.answer["seq"] for effect in link.all_of(Joined)] == [1]
+
+
+def test_an_event_told_twice_is_delivered_once(joined: Link) -> None:
+    """A seq at or below the cursor is never delivered again."""
+    event = joined.server.publish(ROOM, "message", 1)
+    assert joined.connection is not None
+    joined.connection.send(event)
+    joined.hear()
+    assert joined.seqs == [1]
+
+
+def test_another_epoch_resets(joined: Link) -> None:
+    """Under another epoch the cursor means nothing: a reset is told, and the new epoch used from then on."""
+    joined.server.publish(ROOM, "message", 1)
+    joined.settle()
+    joined.lose()
+    joined.server.epoch = "e2"
+    joined.server.log[ROOM].clear()
+    joined.server.publish(ROOM, "message", "new life")
+    joined.settle()
+    assert [effect.answer["epoch"] for effect in joined.all_of(Reset)] == ["e2"]
+    joined.server.publish(ROOM, "message", 2)
+    joined.settle()
+    assert [(item.epoch, item.event.seq) for item in joined.delivered] == [("e1", 1), ("e2", 2)]
+
+
+def test_the_servers_own_rejoin_does_not_open_a_hole(link: Link) -> None:
+    """A hook that joins the client at connect knows no cursor: what was missed still comes, in order."""
+    link.server.auto_join = ROOM
+    link.settle()
+    assert [effect.is_pushed for effect in link.all_of(Joined)] == [True]
+    link.lose()
+    link.server.publish(ROOM, "message", 1)
+    link.open()
+    link.serve()
+    link.server.publish(ROOM, "message", 2)
+    link.hear()
+    link.server.publish(ROOM, "message", 3)
+    link.settle()
+    assert link.seqs == [1, 2, 3]
+
+
+def test_triggers_are_sent_again_with_their_keys_in_order(joined: Link) -> None:
+    """A lost answer records nothing twice."""
+    refs = [joined.trigger(text) for text in "abc"]
+    joined.serve(2)
+    joined.lose()
+    refs.append(joined.trigger("d"))
+    joined.settle()
+    assert [event["data"] for event in joined.server.log[ROOM]] == ["a", "b", "c", "d"]
+    assert [joined.resolved[ref]["seq"] for ref in refs] == [1, 2, 3, 4]
+    assert joined.resolved[refs[0]]["duplicate"] is True
+    assert joined.seqs == [1, 2, 3, 4]
+
+
+def test_an_unknown_outcome_is_retried_before_later_triggers(joined: Link) -> None:
+    """After STORE_UNAVAILABLE the same key is sent again; triggers made since wait for it."""
+    refusals = [True, False, False]
+    joined.server.intercept = lambda connection, command: (
+        command["type"] == "trigger"
+        and refusals.pop(0)
+        and joined.server.error(connection, command, "STORE_UNAVAILABLE", retry_after_seconds=3)
+    )
+    first = joined.trigger("a")
+    joined.serve()
+    joined.hear()
+    second = joined.trigger("b")
+    assert not joined.to_server
+    assert joined.session.deadline is not None
+    assert joined.session.deadline >= joined.now + 3
+    joined.settle()
+    assert joined.resolved[first]["seq"] == 1
+    assert joined.resolved[second]["seq"] == 2
+
+
+def test_an_outcome_that_stays_unknown_fails_in_the_end(joined: Link) -> None:
+    """The number of tries is bounded; the last answer is the error."""
+    joined.server.intercept = lambda connection, command: (
+        command["type"] == "trigger" and joined.server.error(connection, command, "STORE_UNAVAILABLE")
+    )
+    ref = joined.trigger("a")
+    joined.settle()
+    assert isinstance(joined.failed[ref], StoreUnavailable)
+    assert joined.connection is not None
+    keys = [command["key"] for command in joined.connection.commands if command["type"] == "trigger"]
+    assert keys == ["k-a"] * Timing().trigger_attempts
+
+
+def test_a_refusal_fails_the_trigger_with_its_error(joined: Link) -> None:
+    """Any other code means that it was not recorded."""
+    joined.server.intercept = lambda connection, command: (
+        command["type"] == "trigger" and joined.server.error(connection, command, "BLOCKED")
+    )
+    ref = joined.trigger("a")
+    joined.settle()
+    assert isinstance(joined.failed[ref], Blocked)
+
+
+def test_pending_triggers_are_bounded() -> None:
+    """A full queue is told to the caller; nothing is queued without bound."""
+    link = Link(max_pending_triggers=2, max_pending_requests=1)
+    link.start()
+    link.join()
+    link.trigger("a")
+    link.trigger("b")
+    with pytest.raises(Backpressure):
+        link.trigger("c")
+    with pytest.raises(Backpressure):
+        link.session.read({"type": "rooms"})
+    link.settle()
+    link.trigger("c")
+    link.settle()
+    assert [event["data"] for event in link.server.log[ROOM]] == ["a", "b", "c"]
+
+
+def test_reads_and_joins_are_asked_again(joined: Link) -> None:
+    """A request lost with its connection is answered by the next one; answers never mix."""
+    joined.server.publish(ROOM, "message", 1)
+    page = joined.session.read({"type": "history", "room": ROOM})
+    rooms = joined.session.read({"type": "rooms"})
+    other = joined.join("other")
+    joined.serve()
+    joined.lose()
+    joined.settle()
+    assert joined.resolved[page]["type"] == "history"
+    assert joined.resolved[rooms]["type"] == "rooms"
+    assert joined.resolved[other]["room"] == "other"
+
+
+def test_the_subscription_survives_a_resume(joined: Link) -> None:
+    """What the server last told of the subscription is asked for again."""
+    joined.session.subscribe(ROOM, "*", is_adding=False)
+    joined.session.subscribe(ROOM, ["message"])
+    joined.apply()
+    joined.settle()
+    joined.lose()
+    joined.server.publish(ROOM, "message", 1)
+    joined.server.publish(ROOM, "other", 2)
+    joined.server.publish(ROOM, "message", 3)
+    joined.settle()
+    assert joined.seqs == [1, 3]
+
+
+def test_left_is_told_and_not_rejoined(joined: Link) -> None:
+    """Also reads that were in flight fail: the server drops their answers."""
+    read = joined.session.read({"type": "history", "room": ROOM})
+    joined.apply()
+    assert joined.connection is not None
+    joined.to_server.clear()
+    joined.connection.subscriptions.clear()
+    joined.connection.send({"type": "left", "room": ROOM, "reason": "kicked"})
+    joined.hear()
+    assert joined.all_of(Left) == [Left(ROOM, "kicked")]
+    assert isinstance(joined.failed[read], NotJoined)
+    joined.lose()
+    joined.settle()
+    joined.server.publish(ROOM, "message", 1)
+    joined.settle()
+    assert joined.delivered == []
+
+
+def test_a_denied_resume_is_left(joined: Link) -> None:
+    """A room that does not let the client back in is told as left."""
+    joined.lose()
+    joined.server.intercept = lambda connection, command: (
+        command["type"] == "join" and joined.server.error(connection, command, "JOIN_DENIED")
+    )
+    joined.settle()
+    assert joined.all_of(Left) == [Left(ROOM, "JOIN_DENIED")]
+
+
+def test_a_resume_that_fails_for_the_moment_is_tried_again(joined: Link) -> None:
+    """STORE_UNAVAILABLE during a resume costs time and no event."""
+    answers = [True, True, False]
+    joined.lose()
+    joined.server.publish(ROOM, "message", 1)
+    joined.server.intercept = lambda connection, command: (
+        command["type"] == "join"
+        and answers.pop(0)
+        and joined.server.error(connection, command, "STORE_UNAVAILABLE")
+    )
+    joined.settle()
+    assert joined.seqs == [1]
+    assert joined.all_of(Left) == []
+
+
+def test_leave_without_a_connection_is_answered_at_once(joined: Link) -> None:
+    """The server forgot the membership with the connection."""
+    joined.lose()
+    ref = joined.session.leave(ROOM)
+    joined.apply()
+    assert joined.resolved[ref]["type"] == "ok"
+    joined.settle()
+    assert joined.session.rooms == {}
+
+
+def test_a_cancelled_join_leaves_the_room_again(link: Link) -> None:
+    """Nobody waits for it: the server is told, or it would go on sending."""
+    link.settle()
+    ref = link.join()
+    link.session.cancel(ref)
+    link.serve()
+    link.hear()
+    link.serve()
+    assert link.connection is not None
+    assert link.connection.subscriptions == {}
+    assert link.session.rooms == {}
+
+
+def test_silence_ends_the_connection(joined: Link) -> None:
+    """Nothing heard for twice ping_seconds: the connection is dropped and opened again."""
+    joined.now += 49
+    joined.session.tick(joined.now)
+    joined.apply()
+    assert joined.connection is not None
+    joined.now += 2
+    joined.session.tick(joined.now)
+    joined.apply()
+    assert len(joined.all_of(DropConnection)) == 1
+    joined.settle()
+    assert [effect.state for effect in joined.all_of(StateChanged)][-2:] == ["resuming", "connected"]
+
+
+def test_a_paused_reader_says_that_it_lives_and_is_not_taken_for_deaf(joined: Link) -> None:
+    """While the application is slow, silence means nothing, and pongs go out unasked."""
+    joined.session.paused(joined.now)
+    for _ in range(3):
+        joined.now += 25
+        joined.session.tick(joined.now)
+        joined.apply()
+    assert [command["type"] for command in joined.to_server] == ["pong"] * 3
+    joined.session.unpaused(joined.now)
+    joined.now += 49
+    joined.session.tick(joined.now)
+    joined.apply()
+    assert joined.all_of(DropConnection) == []
+
+
+def test_a_server_that_does_not_answer_connect_is_dropped(link: Link) -> None:
+    """An open socket alone is no connection."""
+    link.to_server.clear()
+    link.now += 10
+    link.session.tick(link.now)
+    link.apply()
+    assert len(link.all_of(DropConnection)) == 1
+    link.settle()
+    assert link.session.state == "connected"
+
+
+def test_ping_is_answered(joined: Link) -> None:
+    """Each ping gets its pong."""
+    assert joined.connection is not None
+    joined.connection.send({"type": "ping"})
+    joined.hear()
+    assert [command["type"] for command in joined.to_server] == ["pong"]
+
+
+@pytest.mark.parametrize("code", [4001, 4002])
+def test_final_close_codes_end_the_session(joined: Link, code: int) -> None:
+    """Everything pending fails once, nothing is tried again, later requests are refused at once."""
+    ref = joined.trigger("a")
+    joined.lose(code)
+    assert isinstance(joined.failed[ref], ConnectionLost)
+    ended = joined.all_of(Ended)
+    assert len(ended) == 1
+    assert ended[0].error.code == code
+    assert joined.session.deadline is None
+    assert joined.session.state == "offline"
+    with pytest.raises(ConnectionLost):
+        joined.trigger("b")
+
+
+def test_refused_credentials_end_the_session(link: Link) -> None:
+    """The refusal itself is the reason that is told."""
+    link.server.refuse_connect = "UNAUTHENTICATED"
+    link.serve()
+    link.hear()
+    assert isinstance(link.all_of(Ended)[0].error, Unauthenticated)
+
+
+def test_a_greeting_that_fails_for_the_moment_is_tried_again(link: Link) -> None:
+    """A store that is down while connecting does not end the retrying."""
+    link.server.refuse_connect = "STORE_UNAVAILABLE"
+    link.serve()
+    link.hear()
+    assert len(link.all_of(Trouble)) == 1
+    assert link.connection is None
+    link.server.refuse_connect = None
+    link.settle()
+    assert link.session.state == "connected"
+
+
+def test_the_backoff_grows_is_bounded_and_jitters() -> None:
+    """Full jitter: each delay lies between 0 and a bound that doubles up to its limit."""
+    drawn = iter([0.999] * 12)
+    session = Session(random=lambda: next(drawn), timing=Timing(backoff_seconds=1, backoff_limit_seconds=8))
+    session.start(0.0)
+    delays = []
+    now = 0.0
+    for _ in range(6):
+        session.open_failed(now)
+        assert session.deadline is not None
+        delays.append(round(session.deadline - now))
+        now = session.deadline
+        session.tick(now)
+    assert delays == [1, 2, 4, 8, 8, 8]
+
+
+def test_a_frame_too_big_for_the_server_is_not_sent_for_ever(joined: Link) -> None:
+    """Close code 1009 fails the largest command that was on its way; the others are sent again."""
+    big = joined.trigger("b" * 1000)
+    small = joined.trigger("s")
+    joined.lose(1009)
+    joined.settle()
+    assert isinstance(joined.failed[big], MessageTooLarge)
+    assert joined.resolved[small]["seq"] == 1
+
+
+def test_shed_events_are_asked_for_again(joined: Link) -> None:
+    """What passed while the application took nothing comes later, once and in order."""
+    joined.server.publish(ROOM, "message", 1)
+    joined.hear()
+    joined.server.publish(ROOM, "message", 2)
+    joined.hear(is_shedding=True)
+    joined.server.publish(ROOM, "message", 3)
+    joined.session.catch_up()
+    joined.apply()
+    joined.hear()
+    joined.settle()
+    assert joined.seqs == [1, 2, 3]
+
+
+def test_catching_up_does_not_undo_a_subscription_on_its_way(joined: Link) -> None:
+    """A resume names the subscription; it waits for the answer to a change of it."""
+    joined.server.publish(ROOM, "message", 1)
+    joined.hear(is_shedding=True)
+    joined.session.subscribe(ROOM, ["message"], is_adding=False)
+    joined.apply()
+    joined.session.catch_up()
+    joined.apply()
+    joined.settle()
+    assert joined.connection is not None
+    assert joined.connection.subscriptions == {ROOM: []}
+
+
+def test_a_message_that_is_not_of_the_protocol_is_an_error(joined: Link) -> None:
+    """The shell then drops the connection; the session itself stays whole."""
+    with pytest.raises(ValueError, match="event"):
+        joined.session.received([{"type": "event", "room": ROOM, "seq": "x"}], joined.now)
+    joined.session.received([{"type": "of a later version"}], joined.now)
+    joined.lose()
+    joined.settle()
+    assert joined.session.state == "connected"
+
+
+def test_states_are_told_in_order(link: Link) -> None:
+    """connecting, connected, resuming, connected, offline."""
+    link.settle()
+    link.lose()
+    link.settle()
+    link.session.stop()
+    link.session.stop()
+    link.apply()
+    assert [effect.state for effect in link.all_of(StateChanged)] == [
+        "connecting",
+        "connected",
+        "resuming",
+        "connected",
+        "offline",
+    ]
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("publish"), st.sampled_from(["message", "alert"])),
+        st.tuples(st.just("trigger"), st.none()),
+        st.tuples(st.just("serve"), st.integers(1, 3)),
+        st.tuples(st.just("hear"), st.integers(1, 3)),
+        st.tuples(st.just("shed"), st.integers(1, 3)),
+        st.tuples(st.just("catch_up"), st.none()),
+        st.tuples(st.just("lose"), st.sampled_from([None, 1001, 1012, 4008])),
+        st.tuples(st.just("open"), st.none()),
+        st.tuples(st.just("silence"), st.none()),
+        st.tuples(st.just("repeat"), st.none()),
+        st.tuples(st.just("unavailable"), st.integers(1, 3)),
+        st.tuples(st.just("rejoin"), st.none()),
+        st.tuples(st.just("epoch"), st.none()),
+    ),
+    # Long stories: what goes wrong takes several steps in a certain order.
+    min_size=15,
+    max_size=60,
+)
+
+
+class Story(Link):
+    """Any interleaving of what can happen, and what must hold in the end."""
+
+    def __init__(self, *, auto_join: bool, replay_events: int, names: Any) -> None:
+        super().__init__()
+        self.server.replay_events = replay_events
+        self.server.auto_join = ROOM if auto_join else None
+        self.names = names
+        self.triggers: list[tuple[str, int]] = []
+        self.unavailable = 0
+        self.published = 0
+        self.server.intercept = self._intercept
+
+    def _intercept(self, connection: FakeConnection, command: Message) -> bool:
+        if self.unavailable and command["type"] in ("trigger", "join") and "ref" in command:
+            is_resume = "since" in command
+            if command["type"] == "join" and not is_resume:
+                return False
+            self.unavailable -= 1
+            if command["type"] == "trigger" and self.unavailable % 2:
+                # Recorded, and yet answered so: that is what an unknown outcome means.
+                known = len(connection.outbox)
+                self.server._trigger(connection, command)
+                connection.outbox[known:] = [
+                    message for message in connection.outbox[known:] if message["type"] != "ok"
+                ]
+            self.server.error(connection, command, "STORE_UNAVAILABLE")
+            return True
+        return False
+
+    def step(self, action: str, argument: Any) -> None:
+        match action:
+            case "publish":
+                self.published += 1
+                self.server.publish(ROOM, argument, self.published)
+            case "trigger":
+                text = f"t{len(self.triggers)}"
+                self.triggers.append((text, self.trigger(text)))
+            case "serve":
+                self.serve(argument)
+            case "hear":
+                self.hear(argument)
+            case "shed":
+                self.hear(argument, is_shedding=True)
+            case "catch_up":
+                self.session.catch_up()
+                self.apply()
+            case "lose":
+                self.lose(argument)
+            case "open":
+                self.open()
+            case "silence":
+                self.now += 51
+                self.session.tick(self.now)
+                self.apply()
+            case "repeat":
+                if self.connection is not None and self.connection.wants(ROOM, "message"):
+                    told = [event for event in self.server.log[ROOM] if self._was_told(event["seq"])]
+                    self.connection.outbox[:0] = told[-2:]
+            case "unavailable":
+                self.unavailable = argument
+            case "rejoin":
+                self.join(events=self.names)
+            case "epoch":
+                if self.connection is None:
+                    self.server.epoch += "+"
+
+    def _was_told(self, seq: int) -> bool:
+        return any(item.event.seq == seq and item.epoch == self.server.epoch for item in self.delivered)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    steps=STEPS,
+    auto_join=st.booleans(),
+    replay_events=st.sampled_from([1000, 2]),
+    names=st.sampled_from(["*", ["message"]]),
+)
+def test_any_interleaving_is_exact(
+    steps: list[tuple[str, Any]], auto_join: bool, replay_events: int, names: Any
+) -> None:
+    """Every event of the subscription once and in order, or a reset; every trigger once, in order."""
+    story = Story(auto_join=auto_join, replay_events=replay_events, names=names)
+    story.start()
+    story.join(events=names)
+    story.settle()
+    start = story.session.rooms[ROOM].cursor
+    for action, argument in steps:
+        story.step(action, argument)
+    story.unavailable = 0
+    story.settle()
+
+    seqs = story.seqs
+    assert seqs == sorted(set(seqs)), "in order, none twice"
+    log = story.server.log[ROOM]
+    wanted = {event["seq"] for event in log if names == "*" or event["event"] in names} - set(
+        range(start + 1)
+    )
+    assert set(seqs) <= wanted
+    if not story.all_of(Reset):
+        assert set(seqs) == wanted, "no hole without a reset"
+    recorded = [event["data"] for event in log if isinstance(event["data"], str)]
+    assert sorted(recorded) == sorted({text for text, _ in story.triggers}), "none lost, none doubled"
+    for text, ref in story.triggers:
+        seq = story.resolved[ref]["seq"]
+        assert log[seq - 1]["data"] == text
+    if not any(action == "unavailable" for action, _ in steps):
+        assert recorded == [text for text, _ in story.triggers], "in the order made"
