@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dialogue.core import cursor
 from dialogue.core.cursor import Bound
 from dialogue.core.ring import Ring
 from dialogue.core.timeline import (
     Archive,
+    Gap,
     NewerSlice,
     Read,
     ReadArchive,
@@ -22,8 +24,10 @@ from dialogue.core.timeline import (
     Reply,
     Slice,
     Unavailable,
+    cut,
     newer_room,
     older_room,
+    older_stream,
 )
 from dialogue.events import EncodedEvent
 from dialogue.storage.base import LogPage
@@ -381,3 +385,115 @@ def test_several_streams_over_a_table_without_seq_end_at_the_floor() -> None:
     assert part.bounds is None
     assert part.gap is not None
     assert part.gap.reason == "no_seq"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    moves=steps,
+    removals=st.lists(st.tuples(st.sampled_from(NAMES), st.integers(0, 20)), max_size=3),
+    failures=st.lists(st.booleans(), max_size=40),
+    limit=st.integers(1, 4),
+    page=st.integers(1, 6),
+    keep=st.integers(1, 6),
+    archive=st.booleans(),
+    keyset=st.booleans(),
+    names=st.sampled_from([("a",), ("a", "b")]),
+)
+def test_any_tier_may_fail_and_any_page_may_be_cut(
+    moves: list[tuple[str, str, int]],
+    removals: list[tuple[str, int]],
+    failures: list[bool],
+    limit: int,
+    page: int,
+    keep: int,
+    archive: bool,
+    keyset: bool,
+    names: tuple[str, ...],
+) -> None:
+    """A failed read is named, a page may end early by its bytes, tokens go over the wire: still each event once."""
+    world = World(limit, True, archive, is_keyset=keyset)
+    for step in moves:
+        act(world, step)
+    for name, through in removals:
+        if archive:
+            world.remove(name, through)
+    expected = [e.seq for e in world.published if e.event in names]
+    pending = list(failures)
+    shown: list[int | None] = []
+    bounds: dict[str, Bound] = {name: Bound(world.last_seq + 1) for name in names}
+    for _ in range(2000):
+        read = older_room(world, bounds, limit=page, archive=world.archive)
+        failed = False
+        try:
+            request = next(read)
+            while True:
+                fails = pending.pop() if pending else False
+                failed = failed or fails
+                request = read.send(Unavailable() if fails else world.answer(request))
+        except StopIteration as stop:
+            part: Slice = stop.value
+        assert (part.gap is not None) == failed, part
+        if part.gap is not None:
+            assert part.gap.reason == "tier_unavailable"
+            assert part.bounds is not None
+        part = cut(part, bounds, keep)
+        assert len(part.events) <= keep
+        shown = [e.seq for e in part.events] + shown
+        if part.bounds is None:
+            break
+        token = cursor.encode_older("epoch", part.bounds)
+        decoded = cursor.decode(token, epoch="epoch", event_names=names)
+        bounds = {name: decoded.bound(name) for name in names}
+    assert shown == expected
+
+
+def test_newer_reads_name_a_tier_that_is_down() -> None:
+    """Reading upwards stops before what cannot be read, and goes on exactly there."""
+    for archive in (False, True):
+        world = World(2, True, archive)
+        for n in range(12):
+            world.publish(NAMES[n % 2])
+        if archive:
+            for name in NAMES:
+                world.hand_over(name, 10)
+                world.remove(name, 3)
+        count = 0
+        while True:
+            read = newer_room(world, NAMES, after=1, through=12, limit=50, archive=world.archive)
+            asked = 0
+            try:
+                request = next(read)
+                while True:
+                    asked += 1
+                    request = read.send(Unavailable() if asked == count + 1 else world.answer(request))
+            except StopIteration as stop:
+                part: NewerSlice = stop.value
+            if part.gap is None:
+                assert [e.seq for e in part.events] == list(range(2, 13))
+                break
+            assert part.gap.reason == "tier_unavailable"
+            assert part.events == []
+            assert part.next_after == 1
+            count += 1
+        assert count >= 1
+
+
+def test_rows_without_seq_end_every_read_but_next() -> None:
+    """Where rows carry no seq, `before` and `after` below the floor end with `no_seq`."""
+    world = World(2, True, True, has_seq=False)
+    for _ in range(12):
+        world.publish("a")
+    world.hand_over("a", 10)
+    world.remove("a", 8)
+    part: Slice = run(world, older_room(world, {"a": Bound(5)}, limit=5, archive=world.archive))
+    assert part == ([], None, Gap(1, 4, "no_seq"))
+    newer: NewerSlice = run(
+        world, newer_room(world, ["a"], after=3, through=12, limit=5, archive=world.archive)
+    )
+    assert [e.seq for e in newer.events] == [9, 10, 11, 12]
+    assert newer.gap == Gap(4, 8, "no_seq")
+    none: NewerSlice = run(world, newer_room(world, ["a"], after=12, through=12, limit=5, archive=None))
+    assert none == ([], None, None)
+    empty: Slice = run(world, older_room(world, {}, limit=5, archive=None))
+    assert empty == ([], None, None)
+    assert run(world, older_stream(world, "a", Bound(0), limit=5, archive=None)) == ([], None, None)
