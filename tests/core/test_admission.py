@@ -35,7 +35,7 @@ free = define_event("free")
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=8),
+    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc\\u0", max_size=6), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from dialogue.errors import DraftRefused, OutcomeUnknown
 from dialogue.storage.sql import SQLStore
 from dialogue.testing import FaultyStore
 
+from ..storage.test_sql import writer_sql
 from .harness import Refused, Wire, eventually, rooms, serve, wire
 
 
@@ -520,3 +521,24 @@ async def test_frames_are_arrays_even_for_one_message() -> None:
         await client.ws.send(json.dumps({"type": "rooms", "ref": 1}))
         await client.answer(1)
         assert all(isinstance(frame, list) for frame in client.frames)
+
+
+async def test_a_full_disk_refuses_publishers_and_nothing_acked_is_lost(tmp_path: Path) -> None:
+    """The database itself says that it is full: STORE_UNAVAILABLE; what was acked stays; service resumes with space."""
+    store = SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
+    async with serve(Dialogue(rooms(), store=store)) as address, wire(address) as client:
+        await client.ask("join", room="general")
+        await flood(client, 10, "m")
+        pages = await writer_sql(store, "PRAGMA page_count")
+        await writer_sql(store, f"PRAGMA max_page_count = {pages + 3}")
+        acked = 10
+        with pytest.raises(Refused, match="STORE_UNAVAILABLE"):  # noqa: PT012 - which one fails is the disk's choice
+            for n in range(200):
+                await client.trigger("general", "message", f"{n}-" + "x" * 4000)
+                acked += 1
+        with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+            await client.trigger("general", "message", "x" * 4000)
+        assert [e["seq"] for e in await client.scroll("general", limit=100)] == list(range(1, acked + 1))
+        await writer_sql(store, "PRAGMA max_page_count = 1000000")
+        assert (await client.trigger("general", "message", "space again"))["seq"] == acked + 1
+        assert [e["seq"] for e in client.events()] == list(range(1, acked + 2))
