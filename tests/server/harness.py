@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -35,15 +36,16 @@ def rooms(**overrides: Any) -> dict[str, RoomConfig]:
 
 
 @asynccontextmanager
-async def serve(app: Any) -> AsyncIterator[str]:
+async def serve(app: Any, *, sock: socket.socket | None = None) -> AsyncIterator[str]:
     """Serve a Dialogue (or any ASGI app) and yield its address, ``127.0.0.1:PORT``."""
+    s = sock or _socket()
     asgi = app.app if isinstance(app, Dialogue) else app
     config = uvicorn.Config(
         asgi, host="127.0.0.1", port=0, ws=WS_PROTOCOL, log_config=None, ws_ping_interval=None
     )
     server = uvicorn.Server(config)
     # Signal handlers belong to the test runner.
-    task = asyncio.create_task(server._serve([s := _socket()]), name="test-server")
+    task = asyncio.create_task(server._serve([s]), name="test-server")
     try:
         while not server.started:
             if task.done():
@@ -57,12 +59,11 @@ async def serve(app: Any) -> AsyncIterator[str]:
         s.close()
 
 
-def _socket() -> Any:
-    import socket
-
+def _socket(port: int = 0) -> socket.socket:
+    """Return a socket bound to *port*, or to a free one."""
     s = socket.socket()
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.bind(("127.0.0.1", 0))
+    s.bind(("127.0.0.1", port))
     return s
 
 
