@@ -188,7 +188,7 @@ class Reader:
         # The load is a task of its own: a reader that goes away or runs out of time must not end it half way, and
         # the gate stays closed to on_cleanup until it has really returned.
         task = asyncio.create_task(self._load_rows(room_id, request), name="dialogue-load")
-        task.add_done_callback(lambda _: asyncio.ensure_future(gate.end_load()))
+        task.add_done_callback(lambda _: gate.end_load())
         try:
             done, _ = await asyncio.wait({task}, timeout=self._limits.hook_seconds)
             if not done:

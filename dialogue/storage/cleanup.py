@@ -30,43 +30,57 @@ LONGEST_RETRY_SECONDS = 30.0
 _SCAN_AHEAD = 1000
 
 
-class _Gate:
+class Gate:
     """Many loads or one cleanup of a stream at a time; a waiting cleanup goes first."""
 
-    __slots__ = ("__weakref__", "_changed", "_loads", "_waiting", "_writing")
+    __slots__ = ("__weakref__", "_is_cleaning", "_loads", "_waiters", "_waiting_cleanups")
 
     def __init__(self) -> None:
-        self._changed = asyncio.Condition()
         self._loads = 0
-        self._waiting = 0
-        self._writing = False
+        self._is_cleaning = False
+        self._waiting_cleanups = 0
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    async def _until(self, is_open: Callable[[], bool]) -> None:
+        # Everyone is woken and looks again: nobody awaits between looking and taking.
+        while not is_open():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def begin_load(self) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: not self._writing and not self._waiting)
-            self._loads += 1
+        """Wait for cleanups to end; `end_load` must follow unless this raises."""
+        await self._until(lambda: not self._is_cleaning and not self._waiting_cleanups)
+        self._loads += 1
 
-    async def end_load(self) -> None:
-        async with self._changed:
-            self._loads -= 1
-            self._changed.notify_all()
+    def end_load(self) -> None:
+        """End what `begin_load` began."""
+        self._loads -= 1
+        self._wake()
 
     @asynccontextmanager
     async def cleanup(self) -> AsyncIterator[None]:
-        async with self._changed:
-            self._waiting += 1
-            try:
-                await self._changed.wait_for(lambda: not self._writing and not self._loads)
-                self._writing = True
-            finally:
-                self._waiting -= 1
-                self._changed.notify_all()
+        """Wait for loads to end, and keep new ones out."""
+        self._waiting_cleanups += 1
+        try:
+            await self._until(lambda: not self._is_cleaning and not self._loads)
+        finally:
+            self._waiting_cleanups -= 1
+            self._wake()
+        self._is_cleaning = True
         try:
             yield
         finally:
-            async with self._changed:
-                self._writing = False
-                self._changed.notify_all()
+            self._is_cleaning = False
+            self._wake()
 
 
 class _Stream:
@@ -126,7 +140,7 @@ class HandOver:
         self._streams: dict[tuple[str, str], _Stream] = {}
         self._ready: deque[_Stream] = deque()
         self._work = asyncio.Semaphore(0)
-        self._gates: WeakValueDictionary[tuple[str, str], _Gate] = WeakValueDictionary()
+        self._gates: WeakValueDictionary[tuple[str, str], Gate] = WeakValueDictionary()
         self._progress = asyncio.Condition()
         self._retries: set[asyncio.TimerHandle] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -151,12 +165,12 @@ class HandOver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
-    def gate(self, room_id: str, event_name: str) -> _Gate:
+    def gate(self, room_id: str, event_name: str) -> Gate:
         """Return what keeps a stream's loads and cleanups apart; hold on to it while it is used."""
         key = (room_id, event_name)
         gate = self._gates.get(key)
         if gate is None:
-            gate = self._gates[key] = _Gate()
+            gate = self._gates[key] = Gate()
         return gate
 
     def evicted(self, room_id: str, event_name: str, through: int) -> None:
