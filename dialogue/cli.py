@@ -1,0 +1,354 @@
+"""The ``dialogue`` command.
+
+Exit status: 0 after a stop that was asked for, 1 when something is wrong (told in one line on standard error), 2 when
+the command line itself is.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from . import __version__
+from .app import Dialogue
+from .config import EventType, Limits, RoomType
+from .errors import ConfigError, DialogueError, StartError
+
+if TYPE_CHECKING:
+    import socket
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+cli = typer.Typer(
+    name="dialogue",
+    help="Realtime rooms whose history, once you give it a store, never gets lost.",
+    add_completion=False,
+    no_args_is_help=True,
+    # Its boxes hide the line that says what is wrong.
+    pretty_exceptions_enable=False,
+)
+
+
+class LogLevel(StrEnum):
+    """What ``--log-level`` takes."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:ATTRIBUTE",
+        help="Where the Dialogue is, e.g. chat.config:dialogue.",
+        show_default=False,
+    ),
+]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="The port; 0 for any free one.")]
+Host = Annotated[
+    str,
+    typer.Option(
+        help="The address to listen on. By default only this machine can connect; 0.0.0.0 lets others."
+    ),
+]
+Level = Annotated[LogLevel, typer.Option(help="The least important messages that are logged.")]
+
+
+def load(target: str) -> Dialogue:
+    """Return the `Dialogue` that *target* (``module:attribute``) names; the current folder is searched first.
+
+    Raises:
+        ConfigError: There is none, or importing the module failed.
+    """
+    where = repr(target)
+    module_name, colon, path = target.partition(":")
+    if not colon or not path or not all(map(str.isidentifier, (*module_name.split("."), *path.split(".")))):
+        raise ConfigError(where, "this is not MODULE:ATTRIBUTE", "Write for example chat.config:dialogue")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except ConfigError as error:
+        raise ConfigError(f"{error.where}{_place(error)}", error.problem, error.remedy) from error
+    except ModuleNotFoundError as error:
+        # "chat" missing where "chat.config" was asked for is this one too; anything else is an import inside of it.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _import_failed(module_name, error) from error
+        raise ConfigError(
+            where,
+            f"there is no module {error.name!r} in {folder} or installed",
+            "Start in the folder that has it",
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise _import_failed(module_name, error) from error
+    found: Any = module
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as error:
+            names = [name for name, value in vars(module).items() if isinstance(value, Dialogue)]
+            remedy = (
+                f"It has: {', '.join(names)}" if names else "Make one there: dialogue = Dialogue(rooms={...})"
+            )
+            raise ConfigError(where, f"{module_name} has no {path!r}", remedy) from error
+    if not isinstance(found, Dialogue):
+        raise ConfigError(
+            where,
+            f"this is not a Dialogue but of type {type(found).__name__}",
+            "Name the Dialogue itself; an application that includes its router is run by your own server",
+        )
+    return found
+
+
+def _import_failed(module_name: str, error: BaseException) -> ConfigError:
+    # Errors without a text of their own still have a name.
+    problem = f"{type(error).__name__}: {error}".replace("\n", " ").removesuffix(": ")
+    return ConfigError(f"importing {module_name!r}{_place(error)}", problem, "Correct this, and try again")
+
+
+def _place(error: BaseException) -> str:
+    """Return the last line of the application's own code that *error* came through."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    own = Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and own not in file.parents and "site-packages" not in file.parts:
+            return f" ({file}, line {frame.lineno})"
+    return ""
+
+
+def fail(error: DialogueError | str) -> NoReturn:
+    """Say what is wrong in one line, and end with status 1."""
+    err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _end(unflushed_events: int) -> None:
+    if unflushed_events:
+        fail(
+            f"stopped, but {unflushed_events} events could not be handed over to on_cleanup and are lost. "
+            "The log above tells what on_cleanup raised; with a store= they would wait for the next start"
+        )
+
+
+@cli.callback(invoke_without_command=True)
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and end.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        out.print(f"dialogue {__version__}")
+        raise typer.Exit
+
+
+@cli.command()
+def run(
+    target: Target,
+    host: Host = "127.0.0.1",
+    port: Port = 3000,
+    reload: Annotated[bool, typer.Option("--reload", help="Start again when a Python file changes.")] = False,
+    log_level: Level = LogLevel.info,
+) -> None:
+    """Serve a Dialogue: its socket, browser client, /health and /metrics."""
+    from .server import run as server
+
+    try:
+        dialogue = None if reload else load(target)
+        server.configure_logging(log_level)
+        listener = server.listen(host, port)
+        if dialogue is None:
+            child = functools.partial(serve_child, target, log_level.value)
+            server.serve_reloading(child, listener)
+        else:
+            _end(_serve(dialogue, target, listener))
+    except DialogueError as error:
+        fail(error)
+
+
+def _serve(dialogue: Dialogue, target: str, listener: socket.socket) -> int:
+    from .server import run as server
+
+    address = server.address_of(listener)
+
+    def tell() -> None:
+        socket_address = address.replace("http", "ws", 1) + "/ws"
+        out.print(
+            f"Serving [bold]{escape(target)}[/] at [bold cyan]{address}[/], socket {socket_address}",
+            soft_wrap=True,
+        )
+
+    return server.serve(dialogue, dialogue.app, listener, on_serving=tell)
+
+
+def serve_child(target: str, log_level: str, sockets: list[socket.socket]) -> None:
+    """What a reloading server's child process does; ends the process with status 1 when it cannot start."""
+    from .server import run as server
+
+    try:
+        server.configure_logging(log_level)
+        _end(_serve(load(target), target, sockets[0]))
+    except DialogueError as error:
+        err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+        err.print("Waiting for a change.")
+        sys.exit(1)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+
+
+@cli.command()
+def demo(
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65_535, help="The port; if it is taken, the next free one. 0 for any free one."
+        ),
+    ] = 3000,
+    data: Annotated[Path, typer.Option(help="The folder for the database; made if it is missing.")] = Path(
+        "dialogue-demo"
+    ),
+    host: Host = "127.0.0.1",
+    messages: Annotated[
+        int,
+        typer.Option(
+            min=0, max=200_000, help="How many messages a new room's past has; other rooms have fewer."
+        ),
+    ] = 5000,
+    log_level: Level = LogLevel.warning,
+) -> None:
+    """Serve a chat with a generated past, to try in two browser windows."""
+    from .demo.application import run_demo
+
+    try:
+        _end(
+            run_demo(
+                folder=data, host=host, port=port, messages=messages, log_level=log_level.value, console=out
+            )
+        )
+    except DialogueError as error:
+        fail(error)
+
+
+@cli.command()
+def check(target: Target) -> None:
+    """Check every declaration of a Dialogue, and show its rooms, events, limits and store. Opens nothing."""
+    try:
+        dialogue = load(target)
+        archive = _archive_name(dialogue)
+    except DialogueError as error:
+        fail(error)
+    for table in (_rooms_table(dialogue), _events_table(dialogue), _limits_table(dialogue.limits)):
+        out.print(table)
+    out.print(_store_table(dialogue, archive))
+    out.print(f"[bold green]OK[/]: {escape(target)} can be served")
+
+
+def _archive_name(dialogue: Dialogue) -> str:
+    """Return what the archive is, checking what only a start would check: whether the hooks fit together."""
+    archive, is_readable = dialogue._check_archive()
+    if archive is None:
+        return "none"
+    name = "on_cleanup hook" if type(archive).__name__.startswith("_") else type(archive).__name__
+    return name if is_readable else f"{name}, never read back: there is no on_load hook"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _room_types(dialogue: Dialogue) -> list[RoomType]:
+    return [*dialogue.room_types.exact.values(), *dialogue.room_types.patterns]
+
+
+def _rooms_table(dialogue: Dialogue) -> Table:
+    table = _table("Rooms", "Room", "Name", "Events", "Most connections", "Events on join")
+    for room_type in _room_types(dialogue):
+        config = room_type.config
+        events = "any" if room_type.admits_any_event else ", ".join(room_type.events) or "none"
+        sync = (
+            {True: "all in memory", False: "none"}.get(config.sync_history_on_join)
+            if isinstance(config.sync_history_on_join, bool)
+            else str(config.sync_history_on_join)
+        )
+        table.add_row(
+            escape(room_type.template),
+            escape(config.name),
+            escape(events),
+            "no limit" if config.max_size is None else str(config.max_size),
+            sync,
+        )
+    return table
+
+
+def _events_table(dialogue: Dialogue) -> Table:
+    table = _table("Events", "Event", "Rooms", "Schema", "In memory", "Triggered by", "Kind")
+    # By identity: two rooms may have different types under one name.
+    types: dict[int, tuple[EventType[Any], list[str]]] = {}
+    for room_type in _room_types(dialogue):
+        for event_type in room_type.events.values():
+            types.setdefault(id(event_type), (event_type, []))[1].append(room_type.template)
+    for event_type, rooms in types.values():
+        schema = event_type.schema
+        table.add_row(
+            escape(event_type.name),
+            escape(", ".join(rooms)),
+            "any JSON" if schema is None else escape(getattr(schema, "__name__", str(schema))),
+            f"newest {event_type.history.limit}" if event_type.history else "not recorded",
+            "clients, server" if event_type.publish == "client" else "server only",
+            event_type.kind,
+        )
+    return table
+
+
+def _limits_table(limits: Limits) -> Table:
+    table = _table("Limits", "Limit", "Value", "What it bounds")
+    for name, field in Limits.model_fields.items():
+        value = getattr(limits, name)
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        changed = value != field.default
+        table.add_row(
+            name, f"[bold]{shown}[/] (changed)" if changed else shown, escape(field.description or "")
+        )
+    return table
+
+
+def _store_table(dialogue: Dialogue, archive: str) -> Table:
+    table = _table("Store", "What", "Value")
+    store = dialogue.store
+    name = getattr(store, "name", "")
+    table.add_row("store", escape(f"{type(store).__name__} {name}".strip()))
+    table.add_row("survives a restart", "yes" if store.is_durable else "no")
+    table.add_row("archive", escape(archive))
+    table.add_row(
+        "users",
+        "say themselves who they are (development mode)" if dialogue.is_development else "authenticate hook",
+    )
+    table.add_row("further origins", escape(", ".join(dialogue.allowed_origins)) or "none")
+    return table
+
+
+def main() -> None:
+    """The console script."""
+    cli()
+
+
+__all__ = ["StartError", "check", "cli", "demo", "fail", "load", "main", "run", "serve_child"]

@@ -1,0 +1,1 @@
+"""``dialogue demo``: a chat on an embedded database, with a past to scroll through."""
