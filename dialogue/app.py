@@ -31,9 +31,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 class _HookArchive(Archive):
     """The archive that ``on_cleanup``, ``on_load`` and ``on_load_before`` make."""
 
-    def __init__(self, hooks: HookRegistry) -> None:
+    def __init__(self, hooks: HookRegistry, *, is_keyset: bool) -> None:
         self._hooks = hooks
-        self.is_keyset = hooks.has("on_load_before")
+        self.is_keyset = is_keyset
 
     async def cleanup(self, room_id: str, event_name: str, events: list[Any]) -> None:
         # No time limit: a retry may only start after the earlier call has ended.
@@ -122,6 +122,7 @@ class Dialogue:
         self._hooks = HookRegistry(logger=self.logger)
         self._hub: Hub | None = None
         self._unflushed = 0
+        self._has_run = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._router: APIRouter | None = None
         self._app: FastAPI | None = None
@@ -227,6 +228,11 @@ class Dialogue:
         return self._hub is not None
 
     @property
+    def has_stopped(self) -> bool:
+        """Whether the lifespan was entered and has ended."""
+        return self._has_run and self._hub is None
+
+    @property
     def is_development(self) -> bool:
         """Whether clients say themselves who they are, for want of an ``authenticate`` hook."""
         return not self._hooks.has("authenticate")
@@ -276,6 +282,7 @@ class Dialogue:
         hub.context.app = app
         # Taken before the first await: of two lifespans entered at once one must lose.
         self._hub, self._loop = hub, asyncio.get_running_loop()
+        self._has_run = True
         try:
             await self.store.open()
             try:
@@ -307,7 +314,10 @@ class Dialogue:
                 "Register on_cleanup too",
             )
         is_readable = self._hooks.has("on_load") or self._hooks.has("on_load_before")
-        return _HookArchive(self._hooks), is_readable
+        # A memory store's archive holds earlier lives too: only offsets reach them.
+        prefers_offsets = not self.store.is_durable and self._hooks.has("on_load")
+        is_keyset = self._hooks.has("on_load_before") and not prefers_offsets
+        return _HookArchive(self._hooks, is_keyset=is_keyset), is_readable
 
     def _warn(self, archive: Archive | None) -> None:
         if self.is_development:
@@ -345,8 +355,11 @@ class Dialogue:
             key: Idempotency key, scoped to (room, sender): the same key records once.
 
         Raises:
-            RoomNotFound, EventNotAllowed, ValidationFailed, Blocked, Backpressure: It was not recorded.
+            RoomNotFound, EventNotAllowed, ValidationFailed, MessageTooLarge, InvalidRequest, Blocked, Backpressure:
+                It was not recorded (`InvalidRequest`: the key cannot be one).
             StoreUnavailable, Internal: It may have been recorded; retry with the same key.
+            RuntimeError: Called inside ``before_each`` of the same room, which would wait for itself.
+            LifespanNotRunning: The server side is not running.
         """
         return await self.hub().trigger(room_id, event, data, sender=sender, meta=meta, key=key)
 

@@ -185,7 +185,7 @@ class RoomConfig:
         name: For people.
         description: For people.
         events: The event types that the room admits; ``"*"`` admits any name (each recorded, up to
-            ``limits.event_names_per_room``), an empty list admits none from clients.
+            ``limits.event_names_per_room``), an empty list admits none.
         max_size: Most connections that may be in the room at once; None for no limit.
         default_subscriptions: Event names (or types) that a join without ``events`` subscribes to; None for all.
         sync_history_on_join: The newest events per type that a join brings; True for all that memory holds,
@@ -382,7 +382,13 @@ class Limits(BaseModel):
     replay_events: int = Field(1000, ge=0, description="most events that a resume replays")
     replay_bytes: int = Field(1_048_576, ge=0, description="most bytes that a resume replays")
     append_queue_events: int = Field(10_000, ge=1, description="most events waiting for the store")
+    append_queue_bytes: int = Field(67_108_864, ge=4096, description="most bytes waiting for the store")
     append_batch_events: int = Field(1000, ge=1, description="most events in one append")
+    append_batch_bytes: int = Field(
+        262_144,
+        ge=1,
+        description="an append, and so a live frame, ends early at this size; one event always fits",
+    )
     append_timeout_seconds: float = Field(10.0, gt=0, description="how long a publisher waits for its append")
     handover_queue_events: int = Field(
         10_000,
@@ -395,6 +401,7 @@ class Limits(BaseModel):
     hook_queue_events: int = Field(
         10_000, ge=1, description="most events waiting for after_each; more are skipped"
     )
+    open_rooms: int = Field(100_000, ge=1, description="most rooms in memory; opening another one is refused")
     idle_seconds: float = Field(
         60.0, gt=0, description="how long an unused room of a durable store stays in memory"
     )
@@ -408,7 +415,8 @@ class Limits(BaseModel):
             **{
                 name: high
                 for name, info in cls.model_fields.items()
-                if info.annotation is int and name not in ("key_length", "user_id_length", "data_depth")
+                if info.annotation is int
+                and name not in ("key_length", "user_id_length", "data_depth", "handover_streams_in_flight")
             }
         )
 

@@ -268,13 +268,13 @@ class Event(Generic[T]):
             raise TypeError(f"event {self.event!r} has no declared type here; use .data")
         return self._type.validate(self.data)
 
-    def replace(self, *, data: Any = _MISSING, meta: Any = _MISSING, sender: str | None = None) -> Event[T]:
-        """Return a copy with other *data*, *meta* or *sender*; what `before_each` returns to transform."""
+    def replace(self, *, data: Any = _MISSING, meta: Any = _MISSING) -> Event[T]:
+        """Return a copy with other *data* or *meta*; what `before_each` returns to transform."""
         return Event(
             room_id=self.room_id,
             event=self.event,
             data=self.data if data is _MISSING else data,
-            sender=self.sender if sender is None else sender,
+            sender=self.sender,
             timestamp=self.timestamp,
             seq=self.seq,
             id=self.id,

@@ -132,7 +132,7 @@ def decode_frame(frame: bytes, *, max_commands: int) -> list[AnyCommand | BadCom
     try:
         commands = _frame_decoder.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        commands = _decode_one_by_one(frame)
+        commands = _decode_one_by_one(frame, max_commands)
     if not isinstance(commands, list):
         return [commands]
     if len(commands) > max_commands:
@@ -141,11 +141,14 @@ def decode_frame(frame: bytes, *, max_commands: int) -> list[AnyCommand | BadCom
     return list(commands)
 
 
-def _decode_one_by_one(frame: bytes) -> list[Any]:
+def _decode_one_by_one(frame: bytes, max_commands: int) -> list[Any]:
     try:
         frame.decode()
         is_array = frame.lstrip(b" \t\r\n").startswith(b"[")
-        items = [bytes(item) for item in _raw_decoder.decode(frame)] if is_array else [frame]
+        # Cut before they are decoded one by one: an array of a million zeros must not cost a million errors.
+        items = (
+            [bytes(item) for item in _raw_decoder.decode(frame)[: max_commands + 1]] if is_array else [frame]
+        )
         if not is_array:
             msgspec.json.decode(frame, type=msgspec.Raw)  # checks the syntax
     except UnicodeDecodeError:
@@ -154,7 +157,7 @@ def _decode_one_by_one(frame: bytes) -> list[Any]:
         return [BadCommand(None, InvalidRequest("the frame is not JSON"))]
     except RecursionError:
         return [BadCommand(None, InvalidRequest("the frame is nested too deeply"))]
-    return [_decode_command(item) for item in items]
+    return [_decode_command(item) for item in items[:max_commands]] + items[max_commands:]
 
 
 def _decode_command(raw: bytes) -> Any:
@@ -182,6 +185,8 @@ def _explain(raw: bytes, error: msgspec.DecodeError) -> str:
     # msgspec quotes an unknown tag; nothing of the input is echoed.
     if text.startswith("Invalid value"):
         return "unknown command type"
+    if text.startswith("Invalid enum value"):
+        return "'events' is a list of names, or '*'"
     return text if isinstance(error, msgspec.ValidationError) else "the command is not valid JSON"
 
 

@@ -17,10 +17,14 @@ class FaultyStore(Store):
     """A store that can be made slow, be held, or fail, around a real one.
 
     Attributes:
-        fail_append: Raised by the next appends, before anything is recorded, while it is set.
+        fail_append: Raised by appends, before anything is recorded, while it is set.
         fail_after_append: Raised by the next append, after it has been recorded: the answer that never came.
-        fail_read: Raised by reads (`head`, `page`, `stream_page`) while it is set.
-        appended: Every group of drafts that reached the inner store, in order.
+        fail_settle: Raised by `settle` while it is set.
+        fail_read: Raised by reads (`head`, `page`, `stream_page`, `streams`) while it is set.
+        refuse_text: An append with a draft whose data holds these bytes raises `refuse_error`: poison.
+        refuse_error: See `refuse_text`; set both.
+        appended: Every group of drafts that reached the inner store, in order, refused ones left out.
+        waiting_appends: How many appends are held at present.
     """
 
     def __init__(self, inner: Store) -> None:

@@ -553,11 +553,15 @@ class DialogueClient:
         finally:
             self._connection = None
             writer.cancel()
-            await asyncio.wait([writer])
-            if self._session.ended is None:
+            try:
+                await asyncio.wait([writer])
+                if self._session.ended is None:
+                    connection.transport.abort()
+                with contextlib.suppress(ConnectionClosed):
+                    await connection.close(CLOSE_NORMAL)
+            finally:
+                # Cancelled in one of the awaits above: the socket must not outlive the client.
                 connection.transport.abort()
-            with contextlib.suppress(ConnectionClosed):
-                await connection.close(CLOSE_NORMAL)
         received = connection.protocol.close_rcvd
         self._session.closed(received.code if received else None, received.reason if received else "", _now())
         self._apply()

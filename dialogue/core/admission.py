@@ -14,6 +14,11 @@ from ..errors import MessageTooLarge, ValidationFailed
 
 # ensure_ascii=False, so that a lone surrogate fails when the text is encoded; allow_nan=False for NaN and infinity.
 _dump = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+# pydantic's messages of these types quote the input.
+_ECHOING = {
+    "union_tag_invalid": "Input tag does not match any of the expected tags",
+    "uuid_parsing": "Input should be a valid UUID",
+}
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -117,7 +122,7 @@ def _finish(event_type: EventType[Any], value: Any, max_bytes: int, max_depth: i
 def validation_failed(error: ValidationError) -> ValidationFailed:
     """Return the wire error for pydantic's, without echoing the input."""
     details = [
-        {"loc": list(item["loc"]), "msg": item["msg"], "type": item["type"]}
+        {"loc": list(item["loc"]), "msg": _ECHOING.get(item["type"], item["msg"]), "type": item["type"]}
         for item in error.errors(include_url=False, include_context=False, include_input=False)
     ]
     return ValidationFailed(details=details[:20])

@@ -49,15 +49,17 @@ class Subscriber:
         sink: Where its frames go; opaque here.
         subscription: What it wants; change it with `Room.resubscribe`.
         held: While a join is being answered, the frames that must follow the answer; None otherwise.
+        held_bytes: Their size.
     """
 
-    __slots__ = ("held", "sink", "subscription", "user_id")
+    __slots__ = ("held", "held_bytes", "sink", "subscription", "user_id")
 
     def __init__(self, user_id: str, sink: Any, subscription: Subscription) -> None:
         self.user_id = user_id
         self.sink = sink
         self.subscription = subscription
         self.held: list[Any] | None = None
+        self.held_bytes = 0
 
 
 class Group(NamedTuple):

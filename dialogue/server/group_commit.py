@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..config import Limits
 from ..errors import (
     Backpressure,
     CommandError,
-    DialogueError,
     DraftRefused,
     Internal,
     OutcomeUnknown,
@@ -22,6 +21,8 @@ from ..errors import (
 from ..events import Draft, EncodedEvent
 from ..storage.base import Appended, Store
 from .metrics import Metrics
+
+T = TypeVar("T")
 
 
 class Publisher(Protocol):
@@ -68,9 +69,29 @@ class Outcome(NamedTuple):
     event: EncodedEvent | None
 
 
-class _Lookup(NamedTuple):
-    draft: Draft
-    result: asyncio.Future[Appended | None]
+class _Lookup:
+    """A question for what is recorded under a draft's key, in its place among the submissions."""
+
+    __slots__ = ("deadline", "draft", "result")
+
+    def __init__(self, draft: Draft, deadline: float) -> None:
+        self.draft = draft
+        self.deadline = deadline
+        self.result: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether whoever asked has been told, or has gone."""
+        return self.result.done()
+
+    def fail(self, error: CommandError) -> None:
+        """Tell whoever asked, once."""
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+def _size(draft: Draft) -> int:
+    return len(draft.data_json) + len(draft.meta_json or b"")
 
 
 Deliver = Callable[[Sequence[Outcome]], None]
@@ -115,6 +136,7 @@ class GroupCommit:
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_closed = False
+        self._queue_bytes = 0
         self._group: list[Submission | _Lookup] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -146,12 +168,12 @@ class GroupCommit:
             )
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        for item in self._queue:
-            if isinstance(item, Submission):
-                item.fail(StoreUnavailable("the server is stopping"))
-            elif not item.result.done():
-                item.result.set_exception(StoreUnavailable("the server is stopping"))
+        # Also the group that was being appended: whether it was recorded is not known, and nobody may wait for ever.
+        for item in (*self._group, *self._queue):
+            item.fail(StoreUnavailable("the server is stopping"))
+        self._group = []
         self._queue.clear()
+        self._queue_bytes = 0
 
     def submit(self, draft: Draft, publisher: Publisher | None, ref: Any) -> None:
         """Queue *draft*; its publisher is told by the delivery or by ``on_failed``. Never waits.
@@ -159,21 +181,36 @@ class GroupCommit:
         An ephemeral event that nothing is queued before is delivered at once; behind others it keeps its place.
 
         Raises:
-            Backpressure: ``limits.append_queue_events`` are waiting.
+            Backpressure: ``limits.append_queue_events`` or ``limits.append_queue_bytes`` are waiting.
             StoreUnavailable: The server is stopping.
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
-        if len(self._queue) >= self._limits.append_queue_events:
-            raise Backpressure("too many events wait for the store", retry_after_seconds=1)
-        now = asyncio.get_running_loop().time()
-        submission = Submission(draft, publisher, ref, now + self._limits.append_timeout_seconds)
+        self._check_room(draft)
+        deadline = asyncio.get_running_loop().time() + self._limits.append_timeout_seconds
+        submission = Submission(draft, publisher, ref, deadline)
         if not draft.is_recorded and self._idle.is_set():
             self._deliver([self._ephemeral(submission)])
             return
-        self._queue.append(submission)
+        self._enqueue(submission)
+
+    def _check_room(self, draft: Draft) -> None:
+        if (
+            len(self._queue) >= self._limits.append_queue_events
+            or self._queue_bytes + _size(draft) > self._limits.append_queue_bytes
+        ):
+            raise Backpressure("too many events wait for the store", retry_after_seconds=1)
+
+    def _enqueue(self, item: Submission | _Lookup) -> None:
+        self._queue.append(item)
+        self._queue_bytes += _size(item.draft)
         self._idle.clear()
         self._arrived.set()
+
+    def _dequeue(self) -> Submission | _Lookup:
+        item = self._queue.popleft()
+        self._queue_bytes -= _size(item.draft)
+        return item
 
     async def look_up(self, draft: Draft) -> Appended | None:
         """Return what is recorded under the key of *draft*, after everything that was submitted before.
@@ -183,12 +220,9 @@ class GroupCommit:
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping")
-        if len(self._queue) >= self._limits.append_queue_events:
-            raise Backpressure("too many events wait for the store", retry_after_seconds=1)
-        lookup = _Lookup(draft, asyncio.get_running_loop().create_future())
-        self._queue.append(lookup)
-        self._idle.clear()
-        self._arrived.set()
+        self._check_room(draft)
+        lookup = _Lookup(draft, asyncio.get_running_loop().time() + self._limits.append_timeout_seconds)
+        self._enqueue(lookup)
         return await lookup.result
 
     def _ephemeral(self, submission: Submission) -> Outcome:
@@ -202,49 +236,49 @@ class GroupCommit:
             while self._queue:
                 self._group = group = self._next_group()
                 try:
-                    await self._commit(group)
+                    if isinstance(group[0], _Lookup):
+                        await self._answer(group[0])
+                    else:
+                        await self._commit([item for item in group if isinstance(item, Submission)])
                 except Exception as error:
                     # A bug in the store or in the delivery must not end the writer: the publishers are told and
                     # the log has the traceback.
                     self._log.exception("a group of %d events failed", len(group))
                     self._metrics.append_failures.labels("internal").inc()
-                    self._fail(group, Internal() if not isinstance(error, CommandError) else error)
-                finally:
-                    self._group = []
+                    self._fail(group, error if isinstance(error, CommandError) else Internal())
+                # Not in a `finally`: a stop that cancels us answers what is left of the group.
+                self._group = []
             self._idle.set()
 
     def _next_group(self) -> list[Submission | _Lookup]:
-        queue = self._queue
-        return [queue.popleft() for _ in range(min(len(queue), self._limits.append_batch_events))]
+        """Take the next append's submissions, or one lookup: it sees everything that came before it."""
+        first = self._dequeue()
+        if isinstance(first, _Lookup):
+            return [first]
+        group: list[Submission | _Lookup] = [first]
+        size = _size(first.draft)
+        while self._queue and len(group) < self._limits.append_batch_events:
+            item = self._queue[0]
+            size += _size(item.draft)
+            if isinstance(item, _Lookup) or size > self._limits.append_batch_bytes:
+                break
+            group.append(self._dequeue())
+        return group
 
-    async def _commit(self, group: list[Submission | _Lookup]) -> None:
-        """Commit one group in order; a lookup sees everything before it."""
-        run: list[Submission] = []
-        for item in group:
-            if isinstance(item, Submission):
-                run.append(item)
-                continue
-            await self._commit_run(run)
-            run = []
-            if item.result.done():
-                continue
-            try:
-                (found,) = await self._store.settle([item.draft])
-            except DialogueError as error:
-                if not item.result.done():
-                    item.result.set_exception(error)
-            else:
-                if not item.result.done():
-                    item.result.set_result(found)
-        await self._commit_run(run)
+    async def _answer(self, lookup: _Lookup) -> None:
+        try:
+            (found,) = await self._watched(self._store.settle([lookup.draft]))
+        except StoreUnavailable as error:
+            lookup.fail(error)
+        else:
+            if not lookup.result.done():
+                lookup.result.set_result(found)
 
-    async def _commit_run(self, run: list[Submission]) -> None:
-        recorded = [submission for submission in run if submission.draft.is_recorded]
-        results: dict[int, Appended] = {}
-        if recorded:
-            results = await self._append_watched(recorded, run)
+    async def _commit(self, group: list[Submission]) -> None:
+        recorded = [submission for submission in group if submission.draft.is_recorded]
+        results = await self._watched(self._append(recorded)) if recorded else {}
         outcomes = []
-        for submission in run:
+        for submission in group:
             appended = results.get(id(submission))
             if not submission.draft.is_recorded:
                 outcomes.append(self._ephemeral(submission))
@@ -254,51 +288,41 @@ class GroupCommit:
             self._deliver(outcomes)
             await self._after_deliver()
 
-    async def _append_watched(self, recorded: list[Submission], run: list[Submission]) -> dict[int, Appended]:
-        """Append while watching the deadlines: a timeout answers the publisher and never cancels the append."""
+    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run *work* while watching the deadlines: a timeout answers those who wait and never cancels an append."""
         loop = asyncio.get_running_loop()
-        append = asyncio.create_task(self._append(recorded), name="dialogue-append")
+        task = asyncio.create_task(work, name="dialogue-append")
         try:
-            while not append.done():
-                deadline = self._next_deadline(run)
+            while not task.done():
+                deadline = self._next_deadline()
                 timeout = None if deadline is None else max(0.0, deadline - loop.time())
-                await asyncio.wait({append}, timeout=timeout)
-                if not append.done():
-                    self._expire(run, loop.time())
-            return append.result()
+                await asyncio.wait({task}, timeout=timeout)
+                if not task.done():
+                    self._expire(loop.time())
+            return task.result()
         finally:
-            # Only a cancelled writer (a stop that ran out of time) comes here with the append still running.
-            if not append.done():
-                append.cancel()
-                await asyncio.gather(append, return_exceptions=True)
+            # Only a cancelled writer (a stop that ran out of time) comes here with the work still running.
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
-    def _next_deadline(self, run: Sequence[Submission]) -> float | None:
-        waiting = [submission.deadline for submission in run if not submission.is_answered]
+    def _next_deadline(self) -> float | None:
+        waiting = [item.deadline for item in self._group if not item.is_answered]
         if self._queue:
-            # The queue is in order of arrival, so its first submission is the next to expire.
-            first = next((item for item in self._queue if isinstance(item, Submission)), None)
-            if first is not None:
-                waiting.append(first.deadline)
+            # Everything waits equally long, so the first of the queue is the next to expire.
+            waiting.append(self._queue[0].deadline)
         return min(waiting, default=None)
 
-    def _expire(self, run: Sequence[Submission], now: float) -> None:
+    def _expire(self, now: float) -> None:
         error = StoreUnavailable(
             "the store did not answer in time; retry with the same key", retry_after_seconds=1
         )
-        for submission in run:
-            if submission.deadline <= now:
-                submission.fail(error)
+        for item in self._group:
+            if item.deadline <= now:
+                item.fail(error)
         # What is still queued and past its deadline was never sent to the store: it is taken out.
-        while self._queue:
-            first = self._queue[0]
-            if isinstance(first, _Lookup):
-                if not first.result.done():
-                    first.result.set_exception(error)
-            elif first.deadline <= now:
-                first.fail(error)
-            else:
-                break
-            self._queue.popleft()
+        while self._queue and self._queue[0].deadline <= now:
+            self._dequeue().fail(error)
 
     async def _append(self, submissions: list[Submission]) -> dict[int, Appended]:
         """Append, settling unknown outcomes and finding poison by halving; failures are told to publishers."""
@@ -350,9 +374,6 @@ class GroupCommit:
             await asyncio.sleep(self._random.uniform(0, bound))
             bound = min(bound * 2, _LONGEST_SETTLE_SECONDS)
 
-    def _fail(self, items: Sequence[Submission | _Lookup], error: CommandError) -> None:
+    def _fail(self, items: Iterable[Submission | _Lookup], error: CommandError) -> None:
         for item in items:
-            if isinstance(item, Submission):
-                item.fail(error)
-            elif not item.result.done():
-                item.result.set_exception(error)
+            item.fail(error)

@@ -156,7 +156,7 @@ async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) ->
                 shown = _last_seq(newer.events)
                 previous = cursor.encode_newer(epoch, read.after if shown is None else shown)
             events = events + newer.events
-            gap = gap or newer.gap
+            gap = _join(gap, newer.gap)
     message: dict[str, Any] = {"type": "history"}
     if ref is not None:
         message["ref"] = ref
@@ -172,6 +172,18 @@ async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) ->
     if gap is not None:
         message["gap"] = {"from_seq": gap.from_seq, "through_seq": gap.through_seq, "reason": gap.reason}
     return protocol.encode_with_events(message, [event.json_for(user_id) for event in events])
+
+
+def _join(gap: Gap | None, other: Gap | None) -> Gap | None:
+    """Return one gap that names both: what can be read later is the stronger reason."""
+    if gap is None or other is None:
+        return gap or other
+    later = "tier_unavailable" in (gap.reason, other.reason)
+    return Gap(
+        min(gap.from_seq, other.from_seq),
+        max(gap.through_seq, other.through_seq),
+        "tier_unavailable" if later else gap.reason,
+    )
 
 
 def _last_seq(events: list[EncodedEvent]) -> int | None:
@@ -206,7 +218,7 @@ async def joined(
         if since.epoch == epoch and 0 <= since.seq <= through:
             events = await hub.reader.replay(room, names, after=since.seq, through=through)
         recovered = events is not None
-        if events is not None and since.seq > 0:
+        if events is not None and (since.seq > 0 or hub.reader.has_archive):
             bounds = bounds_below(names, since.seq + 1)
     if events is None:
         page = await hub.reader.newest_per_stream(room, _counts(hub, room, names, sync), through=through)

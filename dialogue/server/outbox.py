@@ -79,7 +79,8 @@ class Outbox:
         self._arrived.set()
         if is_live:
             self.live_bytes += size
-            if self.live_bytes > self._limit:
+            # A frame that finds nothing before it is not slow reading, whatever its size.
+            if self.live_bytes > self._limit and self.live_bytes > size:
                 self.close()
                 self._on_overflow()
 

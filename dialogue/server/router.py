@@ -16,6 +16,9 @@ from .websocket import serve_websocket
 if TYPE_CHECKING:
     from ..app import Dialogue
 
+# A module is fetched with CORS: pages of other origins may load it; whether they may connect is another question.
+_MODULE_HEADERS = {"Cache-Control": "no-cache", "Access-Control-Allow-Origin": "*"}
+
 STATIC = Path(__file__).parent.parent / "static"
 
 
@@ -33,6 +36,9 @@ def make_router(dialogue: Dialogue) -> APIRouter:
     async def websocket(websocket: WebSocket) -> None:
         # Raises with the remedy where a mount keeps the lifespan from running: failing the first connection loudly
         # is better than a server that accepts sockets and serves nobody.
+        if dialogue.has_stopped:
+            await websocket.close(code=1001)  # a connection that came while the server went
+            return
         hub = dialogue.hub()
         await serve_websocket(
             websocket, hub, allowed_origins=dialogue.allowed_origins, logger=dialogue.logger
@@ -40,9 +46,7 @@ def make_router(dialogue: Dialogue) -> APIRouter:
 
     @router.get("/dialogue.js", include_in_schema=False)
     async def client() -> FileResponse:
-        return FileResponse(
-            STATIC / "dialogue.js", media_type="text/javascript", headers={"Cache-Control": "no-cache"}
-        )
+        return FileResponse(STATIC / "dialogue.js", media_type="text/javascript", headers=_MODULE_HEADERS)
 
     return router
 

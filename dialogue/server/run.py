@@ -114,6 +114,8 @@ def configure_logging(level: str) -> None:
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.getLogger().setLevel(max(number, logging.INFO))
     logging.getLogger("dialogue").setLevel(number)
+    # It tells of every step of a migration that went well.
+    logging.getLogger("alembic").setLevel(max(number, logging.WARNING))
     # On "info" it tells of every start, stop and connection.
     logging.getLogger("uvicorn.error").setLevel(number if number != logging.INFO else logging.WARNING)
 

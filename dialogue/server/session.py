@@ -42,6 +42,8 @@ CLOSE_SECONDS = 10.0
 class Transport(Protocol):
     """The socket under a session."""
 
+    close_code: int | None
+
     async def receive(self) -> str | bytes | None:
         """Return the next frame (text, or bytes for a binary one); None when the peer has gone."""
 
@@ -75,7 +77,10 @@ class Session:
         self.identity = Identity(self.client.client_id)
         self.is_connected = False
         self.memberships: dict[str, Subscriber] = {}
-        self._joining: set[str] = set()
+        self._joining: dict[str, asyncio.Event] = {}
+        self._announced: set[str] = set()
+        self._is_ended = False
+        self._connect_timer: asyncio.Timeout | None = None
         self._close: tuple[int, str] | None = None
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
@@ -102,6 +107,8 @@ class Session:
     async def run(self) -> None:
         """Serve the connection until it ends, whoever ends it. Leaves nothing behind."""
         self.hub.sessions.add(self)
+        if self.hub.is_stopping:
+            self.close(protocol.CLOSE_GOING_AWAY, "the server is stopping")
         reader = asyncio.create_task(self._read(), name="dialogue-session-read")
         writer = asyncio.create_task(self._outbox.run(), name="dialogue-session-write")
         closing = asyncio.create_task(self._closing.wait(), name="dialogue-session-closing")
@@ -112,6 +119,7 @@ class Session:
                 self.close(protocol.CLOSE_INTERNAL_ERROR, "internal error")
         finally:
             # From here on nothing is awaited before the rooms are left: a cancelled session must not stay in them.
+            self._is_ended = True
             left = self._drop_memberships()
             self.hub.sessions.discard(self)
             for task in (reader, writer, closing, *self._reads):
@@ -137,6 +145,9 @@ class Session:
 
     async def _end_socket(self, writer: asyncio.Task[None]) -> None:
         close = self._close
+        if close is None and self._transport.close_code == protocol.CLOSE_TOO_BIG:
+            # The server under us has closed it already.
+            self.hub.metrics.closes.labels(str(protocol.CLOSE_TOO_BIG)).inc()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if close is not None and not self._outbox.is_closed:
@@ -178,7 +189,7 @@ class Session:
             self.send([protocol.encode_message({"type": "ping"})])
 
     def _drop_memberships(self) -> list[str]:
-        left = list(self.memberships)
+        left = [room_id for room_id in self.memberships if room_id in self._announced]
         for room_id, subscriber in self.memberships.items():
             self.hub.remove_subscriber(room_id, subscriber)
         self.memberships.clear()
@@ -189,7 +200,7 @@ class Session:
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self.limits.connect_seconds):
+            async with asyncio.timeout(self.limits.connect_seconds) as self._connect_timer:
                 while not self.is_connected:
                     if not await self._read_frame(loop):
                         return
@@ -266,8 +277,10 @@ class Session:
         if subscriber.held is None:
             self._outbox.put_nowait(frame)
             return
+        size = len(frame.data)
         subscriber.held.append(frame)
-        if sum(len(held.data) for held in subscriber.held) > self.limits.outbox_bytes:
+        subscriber.held_bytes += size
+        if subscriber.held_bytes > self.limits.outbox_bytes and subscriber.held_bytes > size:
             self._on_overflow()
 
     def send_message(self, event: str, data: Any) -> None:
@@ -280,12 +293,19 @@ class Session:
 
     async def _on_connect(self, command: protocol.Connect) -> None:
         auth = command.auth or {}
+        timer = self._connect_timer if not self.is_connected else None
+        if timer is not None:
+            timer.reschedule(None)  # hooks have their own time limit, and what follows has none
         try:
             identity = await self._authenticate(auth)
         except Unauthenticated as error:
             self._refuse(command.ref, error)
             self.close(protocol.CLOSE_UNAUTHENTICATED, "not authenticated")
             return
+        except CommandError:
+            if timer is not None:
+                timer.reschedule(asyncio.get_running_loop().time() + self.limits.connect_seconds)
+            raise
         if self.is_connected and identity.user_id != self.identity.user_id:
             raise PermissionDenied("another user needs another connection")
         self.identity = identity
@@ -320,7 +340,7 @@ class Session:
             user_id = auth.get("user_id", auth.get("userId"))
             if user_id is None:
                 return Identity(self.client.client_id) if not self.is_connected else self.identity
-            return Identity(hub.check_user_id(str(user_id) if isinstance(user_id, int) else user_id))
+            return Identity(hub.check_connection_user(str(user_id) if isinstance(user_id, int) else user_id))
         try:
             identity = await hub.hooks.call(
                 "authenticate", seconds=self.limits.hook_seconds, request=self._request, auth=auth
@@ -334,7 +354,7 @@ class Session:
             hub.log.error("authenticate returned a %s; return an Identity", type(identity).__name__)
             raise Internal
         try:
-            hub.check_user_id(identity.user_id)
+            hub.check_connection_user(identity.user_id)
         except ValidationFailed:
             hub.log.error("authenticate returned a user_id that cannot be one")
             raise Internal from None
@@ -359,14 +379,14 @@ class Session:
         if sync is not None and sync < 0:
             raise InvalidRequest("sync is at least 0")
         handle = RoomHandle(hub, room_id)
-        if room_id in self._joining:
-            raise InvalidRequest("the room is being joined already")
-        self._joining.add(room_id)
+        while (other := self._joining.get(room_id)) is not None:
+            await other.wait()  # a hook and the client may join at once: one after the other
+        ended = self._joining[room_id] = asyncio.Event()
         try:
             await self._check_access(handle)
             room = await hub.open_room(room_id)
-            if self._close is not None:
-                return
+            if self._close is not None or self._is_ended:
+                raise NotJoined("the connection has ended")
             subscriber = self.memberships.get(room_id)
             is_new = subscriber is None
             subscription = self._wanted(room, events) if events is not None else None
@@ -382,9 +402,11 @@ class Session:
                 # Registered and S taken in one step: every later event is held and follows the answer.
                 hub.add_subscriber(room, subscriber)
                 self.memberships[room_id] = subscriber
-            elif subscription is not None:
+            before = subscriber.subscription
+            if not is_new and subscription is not None:
                 room.resubscribe(subscriber, subscription)
-            subscriber.held = subscriber.held or []
+            subscriber.held = []
+            subscriber.held_bytes = 0
             through = room.last_seq
             try:
                 message = await history.joined(
@@ -394,15 +416,19 @@ class Session:
                 if is_new and self.memberships.get(room_id) is subscriber:
                     del self.memberships[room_id]
                     hub.remove_subscriber(room_id, subscriber)
-                elif not is_new:
+                elif self.memberships.get(room_id) is subscriber:
+                    room.resubscribe(subscriber, before)
                     self._release(subscriber)
                 raise
             if self.memberships.get(room_id) is not subscriber:
-                return  # left meanwhile: the answer would be for a membership that is gone
+                raise NotJoined("left while joining")
             self.send([message])
             self._release(subscriber)
+            if is_new:
+                self._announced.add(room_id)
         finally:
-            self._joining.discard(room_id)
+            del self._joining[room_id]
+            ended.set()
         if is_new:
             await hub.hooks.notify(
                 "on_joined",
@@ -481,6 +507,9 @@ class Session:
         self.hub.remove_subscriber(room_id, subscriber)
 
     async def _notify_left(self, room_id: str) -> None:
+        if room_id not in self._announced:
+            return  # its on_joined never ran
+        self._announced.discard(room_id)
         handle = RoomHandle(self.hub, room_id)
         await self.hub.hooks.notify(
             "on_left", seconds=self.limits.hook_seconds, room_id=room_id, client=self.client, room=handle
@@ -515,6 +544,9 @@ class Session:
         subscriber: Subscriber,
         subscription: Subscription,
     ) -> None:
+        most = len(room.room_type.events) + self.limits.event_names_per_room
+        if len(subscription.names) > most:
+            raise InvalidRequest(f"a subscription names at most {most} events here")
         room.resubscribe(subscriber, subscription)
         if command.ref is not None:
             names = history.subscription_names(room, subscriber)

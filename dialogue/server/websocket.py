@@ -21,6 +21,7 @@ class AsgiTransport:
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
+        self.close_code: int | None = None
 
     async def receive(self) -> str | bytes | None:
         """Return the next frame, or None when the peer has gone."""
@@ -28,6 +29,7 @@ class AsgiTransport:
             return None
         message = await self._websocket.receive()
         if message["type"] == "websocket.disconnect":
+            self.close_code = message.get("code")
             return None
         text = message.get("text")
         if text is not None:
@@ -56,6 +58,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_address(host: str) -> bool:
+    """Whether *host* is this machine's own name or an IP address, which no one else can point elsewhere."""
+    if is_loopback(host):
+        return True
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def origin_allowed(
     origin: str | None, *, host: str | None, scheme: str, allowed: Collection[str], is_development: bool
 ) -> bool:
@@ -80,9 +93,12 @@ def origin_allowed(
         )
     except ValueError:
         return False
-    if theirs.hostname is None:
+    if theirs.hostname is None or ours.hostname is None:
         return False
-    if theirs.hostname == ours.hostname and their_port in our_ports:
+    # In development mode anyone may be anyone: a name that a foreign page has bound to this machine, as in DNS
+    # rebinding, must not let it in.
+    is_own = not is_development or is_address(ours.hostname)
+    if is_own and theirs.hostname == ours.hostname and their_port in our_ports:
         return True
     return is_development and is_loopback(theirs.hostname)
 

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 from weakref import WeakValueDictionary
 
-from ..config import Limits
+from ..config import EventType, Limits
 from ..errors import StoreError
 from ..events import Event
 from .archive import Archive
@@ -31,11 +31,16 @@ _SCAN_AHEAD = 1000
 
 
 class Gate:
-    """Many loads or one cleanup of a stream at a time; a waiting cleanup goes first."""
+    """Many loads or one cleanup of a stream at a time; a waiting cleanup goes first.
 
-    __slots__ = ("__weakref__", "_is_cleaning", "_loads", "_waiters", "_waiting_cleanups")
+    Attributes:
+        late_loads: Loads that took longer than they may and have not ended yet.
+    """
+
+    __slots__ = ("__weakref__", "_is_cleaning", "_loads", "_waiters", "_waiting_cleanups", "late_loads")
 
     def __init__(self) -> None:
+        self.late_loads = 0
         self._loads = 0
         self._is_cleaning = False
         self._waiting_cleanups = 0
@@ -91,9 +96,19 @@ class _Stream:
         batch: The bounds of the batch being tried, inclusive: a retry has the same ones.
         has_returned: Whether ``cleanup`` has returned for the batch, and only the store must be told.
         failures: In a row.
+        retry: The timer of the next try; while it runs, what is evicted meanwhile waits with the rest.
     """
 
-    __slots__ = ("batch", "event_name", "evicted_through", "failures", "has_returned", "is_queued", "room_id")
+    __slots__ = (
+        "batch",
+        "event_name",
+        "evicted_through",
+        "failures",
+        "has_returned",
+        "is_queued",
+        "retry",
+        "room_id",
+    )
 
     def __init__(self, room_id: str, event_name: str) -> None:
         self.room_id = room_id
@@ -103,6 +118,7 @@ class _Stream:
         self.has_returned = False
         self.failures = 0
         self.is_queued = False
+        self.retry: asyncio.TimerHandle | None = None
 
 
 class HandOver:
@@ -112,8 +128,8 @@ class HandOver:
         store: Where events wait and the place per stream is kept.
         archive: Who gets them.
         limits: ``handover_*`` and ``stop_seconds``.
-        ring_limit: How many of a stream's newest events memory keeps, by room id and event name; None for a
-            stream that is no longer declared, which is left in the log as it is.
+        event_type: The recorded type of a stream, by room id and event name; None for a stream that is no longer
+            declared, which is left in the log as it is.
         random: For the jitter of retries.
         count: Told of every outcome: ``"handed"`` or ``"failed"``, and how many events.
         logger: Gets failures.
@@ -125,7 +141,7 @@ class HandOver:
         archive: Archive,
         *,
         limits: Limits,
-        ring_limit: Callable[[str, str], int | None],
+        event_type: Callable[[str, str], EventType[Any] | None],
         random: Random,
         count: Callable[[str, int], None],
         logger: logging.Logger,
@@ -133,7 +149,7 @@ class HandOver:
         self._store = store
         self._archive = archive
         self._limits = limits
-        self._ring_limit = ring_limit
+        self._event_type = event_type
         self._random = random
         self._count = count
         self._log = logger
@@ -142,7 +158,6 @@ class HandOver:
         self._work = asyncio.Semaphore(0)
         self._gates: WeakValueDictionary[tuple[str, str], Gate] = WeakValueDictionary()
         self._progress = asyncio.Condition()
-        self._retries: set[asyncio.TimerHandle] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
         self.pending_events = 0
@@ -158,8 +173,7 @@ class HandOver:
 
     async def __aexit__(self, *_: object) -> None:
         self._is_stopping = True
-        for handle in self._retries:
-            handle.cancel()
+        self._cancel_retries()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -198,9 +212,7 @@ class HandOver:
                 stream = self._streams.setdefault((room_id, event_name), _Stream(room_id, event_name))
                 stream.evicted_through = state.last
                 self._queue(stream)
-        for handle in self._retries:
-            handle.cancel()
-        self._retries.clear()
+        self._cancel_retries()
         for stream in self._streams.values():
             self._queue(stream)
         try:
@@ -215,7 +227,7 @@ class HandOver:
         return left
 
     def _queue(self, stream: _Stream) -> None:
-        if not stream.is_queued:
+        if not stream.is_queued and stream.retry is None:
             stream.is_queued = True
             self._ready.append(stream)
             self._work.release()
@@ -226,7 +238,8 @@ class HandOver:
         while True:
             try:
                 async for room_id, event_name, state in self._store.streams():
-                    limit = self._ring_limit(room_id, event_name)
+                    event_type = self._event_type(room_id, event_name)
+                    limit = event_type.history.limit if event_type and event_type.history else None
                     if limit is not None and state.last - limit > state.handed_through:
                         self.evicted(room_id, event_name, state.last - limit)
                     while len(self._streams) > _SCAN_AHEAD:
@@ -277,14 +290,18 @@ class HandOver:
     def _retry(self, stream: _Stream) -> None:
         if self._is_stopping:
             return
-        handle: asyncio.TimerHandle
+        seconds = self._retry_seconds(stream.failures)
+        stream.retry = asyncio.get_running_loop().call_later(seconds, self._again, stream)
 
-        def again() -> None:
-            self._retries.discard(handle)
-            self._queue(stream)
+    def _again(self, stream: _Stream) -> None:
+        stream.retry = None
+        self._queue(stream)
 
-        handle = asyncio.get_running_loop().call_later(self._retry_seconds(stream.failures), again)
-        self._retries.add(handle)
+    def _cancel_retries(self) -> None:
+        for stream in self._streams.values():
+            if stream.retry is not None:
+                stream.retry.cancel()
+                stream.retry = None
 
     async def _hand_over(self, stream: _Stream) -> bool:
         """Hand over one batch; True when nothing is left for now."""
@@ -306,8 +323,10 @@ class HandOver:
                 page = await self._store.stream_page(
                     room_id, event_name, before_position=through + 1, limit=through - first + 1
                 )
+                event_type = self._event_type(room_id, event_name)
                 events: list[Event[Any]] = [
-                    Event.decode(event, epoch=self._store.epoch) for event in page.events
+                    Event.decode(event, epoch=self._store.epoch, event_type=event_type)
+                    for event in page.events
                 ]
                 await self._archive.cleanup(room_id, event_name, events)
                 stream.has_returned = True

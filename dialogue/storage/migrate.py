@@ -23,7 +23,7 @@ REVISIONS = ("0001",)
 
 HEAD = REVISIONS[-1]
 
-UPGRADE_COMMAND = "dialogue db upgrade"
+UPGRADE_REMEDY = "SQLStore(url, auto_migrate=True)"
 
 upgrade_lock = threading.Lock()
 """Held around `upgrade`: alembic keeps the running migration in module globals, one for the whole process."""

@@ -173,7 +173,7 @@ class SQLStore(Store):
                 self.name,
                 found or "none",
                 migrate.HEAD,
-                f"Run: {migrate.UPGRADE_COMMAND}",
+                f"Open it once with {migrate.UPGRADE_REMEDY}",
             )
         # Looked at again and again: it is shared by loops and threads, which no lock that can be awaited is.
         while not migrate.upgrade_lock.acquire(blocking=False):  # noqa: ASYNC110

@@ -221,6 +221,7 @@ def test_loopback_origins_in_development() -> None:
         ("http://127.0.0.1:9", True),
         ("http://[::1]:9", True),
         ("http://evil.example", False),
+        ("http://x", False),
     ):
         assert origin_allowed(origin, host="x", scheme="ws", allowed=[], is_development=True) is expected, (
             origin
