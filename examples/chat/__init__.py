@@ -1,0 +1,1 @@
+"""A chat with infinite scroll, whose older messages live in a table of its own."""

@@ -1,0 +1,1 @@
+"""Long runs: `pytest -m slow`."""
