@@ -99,6 +99,17 @@ def define_event(
     kind: Kind = "event",
     counts_unread: bool | None = None,
 ) -> EventType[Any]: ...
+@overload
+def define_event(
+    name: str,
+    *,
+    schema: Any,
+    description: str = "",
+    history: History | None = None,
+    publish: Literal["client", "server"] = "client",
+    kind: Kind = "event",
+    counts_unread: bool | None = None,
+) -> EventType[Any]: ...
 def define_event(
     name: str,
     *,

@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "bad kind": (lambda: define_event("x", kind="alarm"), ["'kind'", "'alarm'"]),  # type: ignore[call-overload]
     "bad publish": (lambda: define_event("x", publish="all"), ["'publish'", "'all'"]),  # type: ignore[call-overload]
     "unread ephemeral": (lambda: define_event("x", counts_unread=True), ["'counts_unread'"]),
-    "bad schema": (lambda: define_event("x", schema=object()), ["'schema'"]),  # type: ignore[call-overload]
+    "bad schema": (lambda: define_event("x", schema=object()), ["'schema'"]),
     "hook no function": (lambda: Hooks(on_joined=5), ["'on_joined'"]),  # type: ignore[arg-type]
     "hook with a strange parameter": (
         lambda: Dialogue({}, hooks=Hooks(on_joined=lambda clint: None)),
