@@ -1,10 +1,10 @@
-"""The publish path: admit, append, ring, fan-out, ack - and the rooms that it goes through.
+"""The publish path: admit, append, ring, fan-out, ack - and the parts that it goes through.
 
 ::
 
-    Session.trigger ─► Hub.admit ─► GroupCommit.submit ─► Store.append
-                                                              │
-         Outbox ◄── Session.deliver ◄── Hub.deliver ◄─────────┘
+    Session.trigger ─► Admission.admit ─► GroupCommit.submit ─► Store.append
+                                                                    │
+         Outbox ◄── Session.deliver ◄── Hub.deliver ◄───────────────┘
 
 `deliver` runs without awaiting from the moment an append returns: rings, subscribers and acks see a group in one
 step, in commit order, before anything of the next group exists.
@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import ContextVar
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -24,44 +22,32 @@ from .. import protocol
 from ..config import EventType, Limits, RoomTypes
 from ..core import admission
 from ..core.cursor import MAX_SEQ, Bound
-from ..core.patterns import room_id_problem
-from ..core.ring import Ring
 from ..core.room import Room, Subscriber
 from ..errors import (
     Backpressure,
-    Blocked,
     CommandError,
     EventNotAllowed,
-    Internal,
-    InvalidRequest,
-    RoomNotFound,
     StoreUnavailable,
-    ValidationFailed,
 )
-from ..events import SERVER_KEY_PREFIX, Ack, Draft, EncodedEvent, Event
+from ..events import Ack, Draft, EncodedEvent, Event
 from ..storage.archive import Archive
 from ..storage.base import Appended, Store
 from ..storage.cleanup import HandOver
+from .admit import Admission, publishing_in
 from .group_commit import GroupCommit, Outcome, Submission
-from .handles import Context, RoomHandle, bounds_below
+from .handles import Context, bounds_below
 from .hooks import HookRegistry
 from .metrics import Metrics
 from .notifier import Notifier
 from .outbox import Frame
 from .reader import Reader
+from .rooms import OpenRooms
 
 if TYPE_CHECKING:
     from .session import Session
 
-SERVER_SENDER = "system"
-"""The sender of what the application publishes without naming one."""
-
 FAREWELL = "dialogue-session-end"
 """The name of the tasks that end connections; a stop waits for them."""
-
-_RESET_SECONDS = 0.02
-
-_publishing_in: ContextVar[str | None] = ContextVar("dialogue_publishing_in", default=None)
 
 
 class _Waiter:
@@ -116,12 +102,9 @@ class Hub:
         self.metrics = metrics
         self.log = logger
         self.context = Context(self, dialogue)
-        self.rooms: dict[str, Room] = {}
         self.sessions: set[Session] = set()
         self.is_stopping = False
         self.unflushed_events = 0
-        self._reset_rooms: set[str] = set()
-        self._waking: dict[str, asyncio.Task[Room]] = {}
         self._trims: dict[tuple[str, str], int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.handover = (
@@ -154,6 +137,17 @@ class Hub:
             logger=logger,
             clock_ms=clock_ms,
             random=random,
+        )
+        self.open_rooms = OpenRooms(
+            room_types=room_types, store=store, limits=limits, busy=self.commit.room_ids
+        )
+        self.rooms = self.open_rooms.rooms
+        self.admission = Admission(
+            hooks=hooks,
+            limits=limits,
+            context=self.context,
+            look_up=self.commit.look_up,
+            logger=logger,
         )
         self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context)
         metrics.handover_pending.set_function(lambda: self.handover.pending_events if self.handover else 0)
@@ -191,9 +185,11 @@ class Hub:
                 self.metrics.handover.labels("lost").inc(self.unflushed_events)
             await self.handover.__aexit__()
         await self.reader.aclose()
-        for task in (*self._tasks, *self._waking.values()):
+        await self.open_rooms.aclose()
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._waking.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Run *coroutine* as a task that the hub ends with, and whose exception is logged."""
@@ -214,59 +210,6 @@ class Hub:
         event_type = found[0].event_type(event_name) if found else None
         return event_type if event_type and event_type.history else None
 
-    async def open_room(self, room_id: str) -> Room:
-        """Return the room, woken from the log if it was not in memory.
-
-        Waking is single-flight. Nobody can publish into a room that is waking, for publishing needs this too: so
-        nothing can be missed between reading the log and answering.
-
-        Raises:
-            RoomNotFound: No declaration covers the id.
-            Backpressure: ``limits.open_rooms`` are in memory.
-            StoreUnavailable: The log cannot be read.
-        """
-        while (room := self.rooms.get(room_id)) is None:
-            if room_id_problem(room_id) is not None or self.room_types.find(room_id) is None:
-                raise RoomNotFound
-            task = self._waking.get(room_id)
-            if task is None:
-                if len(self.rooms) + len(self._waking) >= self.limits.open_rooms:
-                    raise Backpressure(
-                        "too many rooms are open", retry_after_seconds=self.limits.idle_seconds
-                    )
-                task = self._waking[room_id] = asyncio.create_task(self._wake(room_id), name="dialogue-wake")
-                task.add_done_callback(lambda done: self._on_woken(room_id, done))
-            # Shielded: one who gives up waiting must not take the room from the others.
-            await asyncio.shield(task)
-        room.last_used = asyncio.get_running_loop().time()
-        return room
-
-    def _on_woken(self, room_id: str, task: asyncio.Task[Room]) -> None:
-        self._waking.pop(room_id, None)
-        if not task.cancelled():
-            task.exception()  # those who wait are told; nobody waiting is no reason for a warning
-
-    async def _wake(self, room_id: str) -> Room:
-        found = self.room_types.find(room_id)
-        assert found is not None
-        room_type, params = found
-        while room_id in self._reset_rooms and room_id in self.commit.room_ids():  # noqa: ASYNC110 - a store's fault
-            # After a reset something may still be on its way into the room: reading now would miss it.
-            await asyncio.sleep(_RESET_SECONDS)
-        self._reset_rooms.discard(room_id)
-        head = await self.store.head(room_id)
-        rings: dict[str, Ring] = {}
-        for name, state in head.streams.items():
-            event_type = room_type.event_type(name)
-            # A type that is no longer declared keeps one event: enough to count its positions on.
-            limit = event_type.history.limit if event_type and event_type.history else 1
-            page = await self.store.stream_page(room_id, name, before_position=state.last + 1, limit=limit)
-            rings[name] = Ring.refill(limit, page.events, last_position=state.last, floor_seq=page.floor_seq)
-        room = Room(room_id, room_type, params, last_seq=head.last_seq, rings=rings)
-        room.last_used = asyncio.get_running_loop().time()
-        self.rooms[room_id] = room
-        return room
-
     async def _sweep(self) -> None:
         """Ping silent connections, close dead ones, and let unused rooms sleep."""
         interval = min(1.0, self.limits.ping_seconds / 4)
@@ -276,15 +219,7 @@ class Hub:
             now = loop.time()
             for session in list(self.sessions):
                 session.check_silence(now)
-            busy: set[str] | None = None
-            for room in list(self.rooms.values()):
-                if now - room.last_used < self.limits.idle_seconds or room.size:
-                    continue
-                if busy is None:
-                    busy = self.commit.room_ids()
-                # Without a durable store the ring is the only copy; an empty room has nothing to lose.
-                if (self.store.is_durable or not room.last_seq) and room.room_id not in busy:
-                    del self.rooms[room.room_id]
+            self.open_rooms.let_sleep(now)
 
     # -- admit ---------------------------------------------------------------------------------------------------
 
@@ -299,152 +234,6 @@ class Hub:
             raise EventNotAllowed("the room records no such event")
         return event_type
 
-    async def admit(
-        self,
-        room: Room,
-        event_type: EventType[Any],
-        data_json: bytes,
-        *,
-        sender: str,
-        meta_json: bytes | None,
-        key: str | None,
-    ) -> Draft | Appended:
-        """Run the hooks over a validated event and return its draft.
-
-        Returns:
-            The draft to submit; or, when a hook blocks a retry whose first try was recorded, what was recorded.
-
-        Raises:
-            CommandError: It is not admitted.
-        """
-        self._check_event_names(room, event_type)
-        draft = Draft(
-            room_id=room.room_id,
-            event=event_type.name,
-            sender=sender,
-            key=SERVER_KEY_PREFIX + secrets.token_hex(12) if key is None else key,
-            data_json=data_json,
-            meta_json=meta_json,
-            kind=event_type.kind,
-            is_recorded=event_type.history is not None,
-            counts_unread=event_type.counts_unread,
-        )
-        if self.hooks.has("before_each"):
-            try:
-                await self._before_each(room, event_type, draft)
-            except Blocked:
-                if key is None or not draft.is_recorded:
-                    raise
-                found = await self.commit.look_up(draft)
-                if found is None:
-                    raise
-                return found._replace(event=None)
-        return draft
-
-    def _check_event_names(self, room: Room, event_type: EventType[Any]) -> None:
-        name = event_type.name
-        if name in room.room_type.events or name in room.undeclared:
-            return
-        if len(room.undeclared) >= self.limits.event_names_per_room:
-            raise EventNotAllowed("the room has as many event names as it may have")
-
-    async def _before_each(self, room: Room, event_type: EventType[Any], draft: Draft) -> None:
-        handle = RoomHandle(self, room.room_id)
-        for hook in self.hooks.matching("before_each", room.room_id, draft.event):
-            event: Event[Any] = Event(
-                room_id=room.room_id,
-                event=draft.event,
-                data=admission.decode_json(draft.data_json),
-                sender=draft.sender,
-                meta=admission.decode_json(draft.meta_json) if draft.meta_json is not None else None,
-                kind=event_type.kind,
-                key=draft.public_key,
-                event_type=event_type,
-            )
-            token = _publishing_in.set(room.room_id)
-            try:
-                changed = await self.hooks.invoke(
-                    "before_each",
-                    hook,
-                    seconds=self.limits.hook_seconds,
-                    context=self.context,
-                    room=handle,
-                    event=event,
-                )
-            except CommandError:
-                raise
-            except Exception:
-                self.log.exception("before_each failed (room %r, event %r)", room.room_id, draft.event)
-                raise Internal from None
-            finally:
-                _publishing_in.reset(token)
-            if changed is None:
-                continue
-            if not isinstance(changed, Event):
-                self.log.error("before_each returned a %s; return an Event or None", type(changed).__name__)
-                raise Internal
-            limits = self.limits
-            # Checked again: what a hook makes goes into the same frames and the same store.
-            draft.data_json = admission.encode_value(
-                event_type, changed.data, max_bytes=limits.message_bytes, max_depth=limits.data_depth
-            )
-            draft.meta_json = self.encode_meta(changed.meta)
-            if changed.sender != draft.sender:
-                # Identity is bound to the connection, and keys to the identity.
-                self.log.error(
-                    "before_each may not change the sender (room %r, event %r)", room.room_id, draft.event
-                )
-                raise Internal
-
-    def encode_meta(self, meta: dict[str, Any] | None) -> bytes | None:
-        """Check and encode the meta of an event of the application's.
-
-        Raises:
-            ValidationFailed, MessageTooLarge: It is not an object, not safe JSON, or too large.
-        """
-        if meta is None:
-            return None
-        raw = admission.encode_json(meta, max_depth=self.limits.data_depth, what="meta")
-        return admission.encode_meta(raw, max_bytes=self.limits.meta_bytes, max_depth=self.limits.data_depth)
-
-    def check_user_id(self, user_id: Any) -> str:
-        """Return *user_id* if it can be one.
-
-        Raises:
-            ValidationFailed: It is not 1 to ``limits.user_id_length`` characters without control characters.
-        """
-        if not isinstance(user_id, str) or not 1 <= len(user_id) <= self.limits.user_id_length:
-            raise ValidationFailed(f"a user id has 1 to {self.limits.user_id_length} characters")
-        if any(char < " " or "\ud800" <= char <= "\udfff" for char in user_id):
-            raise ValidationFailed("a user id has no control characters and is Unicode text")
-        return user_id
-
-    def check_connection_user(self, user_id: Any) -> str:
-        """Return *user_id* if a connection's user can be called so.
-
-        Raises:
-            ValidationFailed: It cannot be one, or is the server's own name: keys are scoped to it.
-        """
-        if user_id == SERVER_SENDER:
-            raise ValidationFailed(f"the user id {SERVER_SENDER!r} is the server's own")
-        return self.check_user_id(user_id)
-
-    def check_key(self, key: str | None) -> str | None:
-        """Return *key* if a publisher may use it.
-
-        Raises:
-            InvalidRequest: It is empty, too long, starts with ``$`` or has control characters.
-        """
-        if key is None:
-            return None
-        if not isinstance(key, str) or not 1 <= len(key) <= self.limits.key_length:
-            raise InvalidRequest(f"a key has 1 to {self.limits.key_length} characters")
-        if key.startswith(SERVER_KEY_PREFIX):
-            raise InvalidRequest(f"a key does not start with '{SERVER_KEY_PREFIX}'")
-        if any(char < " " or "\ud800" <= char <= "\udfff" for char in key):
-            raise InvalidRequest("a key has no control characters")
-        return key
-
     def submit(self, room: Room, draft: Draft, publisher: Any, ref: Any) -> None:
         """Queue an admitted draft; its publisher is told by the delivery.
 
@@ -458,12 +247,10 @@ class Hub:
                 raise Backpressure("too many events wait for on_cleanup", retry_after_seconds=1)
         # The sweeper leaves rooms alone that something is queued for.
         room.last_used = asyncio.get_running_loop().time()
-        is_new_name = draft.event not in room.room_type.events and draft.event not in room.undeclared
-        if is_new_name and len(room.undeclared) >= self.limits.event_names_per_room:
-            raise EventNotAllowed("the room has as many event names as it may have")
+        self.admission.check_event_name(room, draft.event)
         self.commit.submit(draft, publisher, ref)
         # Only now: an event that was blocked or refused must not use up a name.
-        if is_new_name:
+        if draft.event not in room.room_type.events:
             room.undeclared.add(draft.event)
 
     async def trigger(
@@ -477,12 +264,12 @@ class Hub:
         key: str | None,
     ) -> Ack:
         """Publish for the application; see `Dialogue.trigger`."""
-        if _publishing_in.get() == room_id:
+        if publishing_in() == room_id:
             raise RuntimeError(
                 f"before_each of room {room_id!r} may not trigger into the same room: it would wait for itself. "
                 "Return a changed event, or trigger from after_each"
             )
-        room = await self.open_room(room_id)
+        room = await self.open_rooms.open(room_id)
         name = event.name if isinstance(event, EventType) else event
         event_type = room.room_type.event_type(name)
         if event_type is None:
@@ -490,17 +277,17 @@ class Hub:
         data_json = admission.encode_value(
             event_type, data, max_bytes=self.limits.message_bytes, max_depth=self.limits.data_depth
         )
-        admitted = await self.admit(
+        admitted = await self.admission.admit(
             room,
             event_type,
             data_json,
-            sender=self.check_user_id(sender),
-            meta_json=self.encode_meta(meta),
-            key=self.check_key(key),
+            sender=self.admission.check_user_id(sender),
+            meta_json=self.admission.encode_meta(meta),
+            key=self.admission.check_key(key),
         )
         if isinstance(admitted, Appended):
             return Ack(admitted.seq, admitted.id, admitted.timestamp, True)
-        room = await self.open_room(room_id)
+        room = await self.open_rooms.open(room_id)
         waiter = _Waiter()
         self.submit(room, admitted, waiter, None)
         return await waiter.result
@@ -606,8 +393,7 @@ class Hub:
         self.log.critical(
             "room %r: the store skipped a seq; its connections are closed and will resume", room.room_id
         )
-        self.rooms.pop(room.room_id, None)
-        self._reset_rooms.add(room.room_id)
+        self.open_rooms.reset(room.room_id)
         for subscriber in list(room.subscribers()):
             subscriber.sink.close(protocol.CLOSE_RESTARTING, "the room is read again")
 
@@ -630,7 +416,7 @@ class Hub:
         """Return events of one type by offset, newest first."""
         if start < 0 or end < start:
             raise ValueError("0 <= start <= end is needed")
-        room = await self.open_room(room_id)
+        room = await self.open_rooms.open(room_id)
         event_type = self.recorded_type(room, name)
         ring = room.rings.get(name)
         position = (ring.last_position if ring else 0) - start + 1
@@ -640,7 +426,7 @@ class Hub:
         self, room_id: str, name: str | None, before: int | None, limit: int
     ) -> list[Event[Any]]:
         """Return the newest events below a seq, oldest first."""
-        room = await self.open_room(room_id)
+        room = await self.open_rooms.open(room_id)
         names = room.recorded_names() if name is None else [self.recorded_type(room, name).name]
         bounds = bounds_below(names, room.last_seq + 1 if before is None else before)
         return (await self._events(room, bounds, limit, None))[::-1]

@@ -340,7 +340,9 @@ class Session:
             user_id = auth.get("user_id", auth.get("userId"))
             if user_id is None:
                 return Identity(self.client.client_id) if not self.is_connected else self.identity
-            return Identity(hub.check_connection_user(str(user_id) if isinstance(user_id, int) else user_id))
+            return Identity(
+                hub.admission.check_connection_user(str(user_id) if isinstance(user_id, int) else user_id)
+            )
         try:
             identity = await hub.hooks.call(
                 "authenticate", seconds=self.limits.hook_seconds, request=self._request, auth=auth
@@ -354,7 +356,7 @@ class Session:
             hub.log.error("authenticate returned a %s; return an Identity", type(identity).__name__)
             raise Internal
         try:
-            hub.check_connection_user(identity.user_id)
+            hub.admission.check_connection_user(identity.user_id)
         except ValidationFailed:
             hub.log.error("authenticate returned a user_id that cannot be one")
             raise Internal from None
@@ -384,7 +386,7 @@ class Session:
         ended = self._joining[room_id] = asyncio.Event()
         try:
             await self._check_access(handle)
-            room = await hub.open_room(room_id)
+            room = await hub.open_rooms.open(room_id)
             if self._close is not None or self._is_ended:
                 raise NotJoined("the connection has ended")
             subscriber = self.memberships.get(room_id)
@@ -572,13 +574,13 @@ class Session:
             meta_json = admission.encode_meta(
                 bytes(command.meta), max_bytes=limits.meta_bytes, max_depth=limits.data_depth
             )
-        admitted = await self.hub.admit(
+        admitted = await self.hub.admission.admit(
             room,
             event_type,
             data_json,
             sender=self.identity.user_id,
             meta_json=meta_json,
-            key=self.hub.check_key(command.key),
+            key=self.hub.admission.check_key(command.key),
         )
         if isinstance(admitted, Appended):
             ack = Ack(admitted.seq, admitted.id, admitted.timestamp, True)

@@ -488,7 +488,7 @@ async def test_waking_is_single_flight(tmp_path: Path) -> None:
     store.inner.head = head  # type: ignore[method-assign]
     dialogue = Dialogue(rooms(), store=store)
     async with dialogue.lifespan():
-        opened = await asyncio.gather(*(dialogue.hub().open_room("general") for _ in range(50)))
+        opened = await asyncio.gather(*(dialogue.hub().open_rooms.open("general") for _ in range(50)))
         assert len({id(room) for room in opened}) == 1
         assert reads == 1
 

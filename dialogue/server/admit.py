@@ -1,0 +1,201 @@
+"""What happens to an event before it may be appended: names, keys, and the `before_each` hooks."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any
+
+from ..config import EventType, Limits
+from ..core import admission
+from ..core.room import Room
+from ..errors import Blocked, CommandError, EventNotAllowed, Internal, InvalidRequest, ValidationFailed
+from ..events import SERVER_KEY_PREFIX, Draft, Event
+from ..storage.base import Appended
+from .handles import Context, RoomHandle
+from .hooks import HookRegistry
+
+SERVER_SENDER = "system"
+"""The sender of what the application publishes without naming one."""
+
+_publishing_in: ContextVar[str | None] = ContextVar("dialogue_publishing_in", default=None)
+
+
+def publishing_in() -> str | None:
+    """Return the room whose ``before_each`` is running here, if any."""
+    return _publishing_in.get()
+
+
+class Admission:
+    """Admits events.
+
+    Args:
+        look_up: Returns what is recorded under a draft's key, after everything that was submitted before.
+    """
+
+    def __init__(
+        self,
+        *,
+        hooks: HookRegistry,
+        limits: Limits,
+        context: Context,
+        look_up: Callable[[Draft], Awaitable[Appended | None]],
+        logger: logging.Logger,
+    ) -> None:
+        self.hooks = hooks
+        self.limits = limits
+        self.context = context
+        self.log = logger
+        self._look_up = look_up
+
+    async def admit(
+        self,
+        room: Room,
+        event_type: EventType[Any],
+        data_json: bytes,
+        *,
+        sender: str,
+        meta_json: bytes | None,
+        key: str | None,
+    ) -> Draft | Appended:
+        """Run the hooks over a validated event and return its draft.
+
+        Returns:
+            The draft to submit; or, when a hook blocks a retry whose first try was recorded, what was recorded.
+
+        Raises:
+            CommandError: It is not admitted.
+        """
+        self.check_event_name(room, event_type.name)
+        draft = Draft(
+            room_id=room.room_id,
+            event=event_type.name,
+            sender=sender,
+            key=SERVER_KEY_PREFIX + secrets.token_hex(12) if key is None else key,
+            data_json=data_json,
+            meta_json=meta_json,
+            kind=event_type.kind,
+            is_recorded=event_type.history is not None,
+            counts_unread=event_type.counts_unread,
+        )
+        if self.hooks.has("before_each"):
+            try:
+                await self._before_each(room, event_type, draft)
+            except Blocked:
+                if key is None or not draft.is_recorded:
+                    raise
+                found = await self._look_up(draft)
+                if found is None:
+                    raise
+                return found._replace(event=None)
+        return draft
+
+    def check_event_name(self, room: Room, name: str) -> None:
+        """Check that a room may have events called *name*.
+
+        Raises:
+            EventNotAllowed: It is not declared, and the room has ``limits.event_names_per_room`` such names.
+        """
+        if name in room.room_type.events or name in room.undeclared:
+            return
+        if len(room.undeclared) >= self.limits.event_names_per_room:
+            raise EventNotAllowed("the room has as many event names as it may have")
+
+    async def _before_each(self, room: Room, event_type: EventType[Any], draft: Draft) -> None:
+        handle = RoomHandle(self.context.hub, room.room_id)
+        for hook in self.hooks.matching("before_each", room.room_id, draft.event):
+            event: Event[Any] = Event(
+                room_id=room.room_id,
+                event=draft.event,
+                data=admission.decode_json(draft.data_json),
+                sender=draft.sender,
+                meta=admission.decode_json(draft.meta_json) if draft.meta_json is not None else None,
+                kind=event_type.kind,
+                key=draft.public_key,
+                event_type=event_type,
+            )
+            token = _publishing_in.set(room.room_id)
+            try:
+                changed = await self.hooks.invoke(
+                    "before_each",
+                    hook,
+                    seconds=self.limits.hook_seconds,
+                    context=self.context,
+                    room=handle,
+                    event=event,
+                )
+            except CommandError:
+                raise
+            except Exception:
+                self.log.exception("before_each failed (room %r, event %r)", room.room_id, draft.event)
+                raise Internal from None
+            finally:
+                _publishing_in.reset(token)
+            if changed is None:
+                continue
+            if not isinstance(changed, Event):
+                self.log.error("before_each returned a %s; return an Event or None", type(changed).__name__)
+                raise Internal
+            limits = self.limits
+            # Checked again: what a hook makes goes into the same frames and the same store.
+            draft.data_json = admission.encode_value(
+                event_type, changed.data, max_bytes=limits.message_bytes, max_depth=limits.data_depth
+            )
+            draft.meta_json = self.encode_meta(changed.meta)
+            if changed.sender != draft.sender:
+                # Identity is bound to the connection, and keys to the identity.
+                self.log.error(
+                    "before_each may not change the sender (room %r, event %r)", room.room_id, draft.event
+                )
+                raise Internal
+
+    def encode_meta(self, meta: dict[str, Any] | None) -> bytes | None:
+        """Check and encode the meta of an event of the application's.
+
+        Raises:
+            ValidationFailed, MessageTooLarge: It is not an object, not safe JSON, or too large.
+        """
+        if meta is None:
+            return None
+        raw = admission.encode_json(meta, max_depth=self.limits.data_depth, what="meta")
+        return admission.encode_meta(raw, max_bytes=self.limits.meta_bytes, max_depth=self.limits.data_depth)
+
+    def check_user_id(self, user_id: Any) -> str:
+        """Return *user_id* if it can be one.
+
+        Raises:
+            ValidationFailed: It is not 1 to ``limits.user_id_length`` characters without control characters.
+        """
+        if not isinstance(user_id, str) or not 1 <= len(user_id) <= self.limits.user_id_length:
+            raise ValidationFailed(f"a user id has 1 to {self.limits.user_id_length} characters")
+        if any(char < " " or "\ud800" <= char <= "\udfff" for char in user_id):
+            raise ValidationFailed("a user id has no control characters and is Unicode text")
+        return user_id
+
+    def check_connection_user(self, user_id: Any) -> str:
+        """Return *user_id* if a connection's user can be called so.
+
+        Raises:
+            ValidationFailed: It cannot be one, or is the server's own name: keys are scoped to it.
+        """
+        if user_id == SERVER_SENDER:
+            raise ValidationFailed(f"the user id {SERVER_SENDER!r} is the server's own")
+        return self.check_user_id(user_id)
+
+    def check_key(self, key: str | None) -> str | None:
+        """Return *key* if a publisher may use it.
+
+        Raises:
+            InvalidRequest: It is empty, too long, starts with ``$`` or has control characters.
+        """
+        if key is None:
+            return None
+        if not isinstance(key, str) or not 1 <= len(key) <= self.limits.key_length:
+            raise InvalidRequest(f"a key has 1 to {self.limits.key_length} characters")
+        if key.startswith(SERVER_KEY_PREFIX):
+            raise InvalidRequest(f"a key does not start with '{SERVER_KEY_PREFIX}'")
+        if any(char < " " or "\ud800" <= char <= "\udfff" for char in key):
+            raise InvalidRequest("a key has no control characters")
+        return key
