@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2
 import pytest
 
 from dialogue import Dialogue, DialogueClient
@@ -203,7 +203,7 @@ async def test_everyone_who_connects_is_in_the_room_and_hears_the_others(
 async def test_the_page_and_its_client_are_served(start_chat: Callable[[], Chat]) -> None:
     """The page asks for two scripts; all three are there."""
     chat = start_chat()
-    async with serve(chat.app) as address, httpx.AsyncClient(base_url=f"http://{address}") as http:
+    async with serve(chat.app) as address, httpx2.AsyncClient(base_url=f"http://{address}") as http:
         page = await http.get("/")
         assert page.status_code == 200
         assert 'src="chat.js"' in page.text
