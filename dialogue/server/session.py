@@ -16,12 +16,9 @@ from ..errors import (
     EventNotAllowed,
     Internal,
     InvalidRequest,
-    JoinDenied,
     MessageTooLarge,
     NotJoined,
     PermissionDenied,
-    RateLimited,
-    RoomFull,
     StoreUnavailable,
     Unauthenticated,
     ValidationFailed,
@@ -33,6 +30,7 @@ from . import history
 from .group_commit import Outcome, Submission
 from .handles import Client, Identity, RoomHandle
 from .hub import FAREWELL, Hub, ack_of
+from .joining import Joins, check_names
 from .outbox import Frame, Outbox
 
 CLOSE_SECONDS = 10.0
@@ -77,8 +75,7 @@ class Session:
         self.identity = Identity(self.client.client_id)
         self.is_connected = False
         self.memberships: dict[str, Subscriber] = {}
-        self._joining: dict[str, asyncio.Event] = {}
-        self._announced: set[str] = set()
+        self._joins = Joins(self)
         self._is_ended = False
         self._connect_timer: asyncio.Timeout | None = None
         self._close: tuple[int, str] | None = None
@@ -172,6 +169,11 @@ class Session:
             self._close = (code, reason)
             self._closing.set()
 
+    @property
+    def is_closing(self) -> bool:
+        """Whether the connection has ended, or is about to: nothing may be registered for it any more."""
+        return self._close is not None or self._is_ended
+
     async def wait_closed(self) -> None:
         """Return when the socket has ended."""
         await self._closed.wait()
@@ -189,7 +191,7 @@ class Session:
             self.send([protocol.encode_message({"type": "ping"})])
 
     def _drop_memberships(self) -> list[str]:
-        left = [room_id for room_id in self.memberships if room_id in self._announced]
+        left = [room_id for room_id in self.memberships if self._joins.forget(room_id)]
         for room_id, subscriber in self.memberships.items():
             self.hub.remove_subscriber(room_id, subscriber)
         self.memberships.clear()
@@ -282,6 +284,10 @@ class Session:
         subscriber.held_bytes += size
         if subscriber.held_bytes > self.limits.outbox_bytes and subscriber.held_bytes > size:
             self._on_overflow()
+
+    def send_held(self, frame: Frame) -> None:
+        """Queue a frame that was held while a join was answered."""
+        self._outbox.put_nowait(frame)
 
     def send_message(self, event: str, data: Any) -> None:
         """Send a ``message`` to this connection alone; it counts as live, for nobody asked for it."""
@@ -376,110 +382,8 @@ class Session:
         sync: int | None = None,
         events: protocol.EventNames | None = None,
     ) -> None:
-        """Join a room and send ``joined`` (PROTOCOL, Joining)."""
-        hub = self.hub
-        if sync is not None and sync < 0:
-            raise InvalidRequest("sync is at least 0")
-        handle = RoomHandle(hub, room_id)
-        while (other := self._joining.get(room_id)) is not None:
-            await other.wait()  # a hook and the client may join at once: one after the other
-        ended = self._joining[room_id] = asyncio.Event()
-        try:
-            await self._check_access(handle)
-            room = await hub.open_rooms.open(room_id)
-            if self._close is not None or self._is_ended:
-                raise NotJoined("the connection has ended")
-            subscriber = self.memberships.get(room_id)
-            is_new = subscriber is None
-            subscription = self._wanted(room, events) if events is not None else None
-            if subscriber is None:
-                if len(self.memberships) >= self.limits.rooms_per_client:
-                    raise RateLimited(f"a connection is in at most {self.limits.rooms_per_client} rooms")
-                if handle.is_full:
-                    raise RoomFull
-                default = room.room_type.default_subscriptions
-                if subscription is None:
-                    subscription = ALL if default is None else Subscription(False, default)
-                subscriber = Subscriber(self.identity.user_id, self, subscription)
-                # Registered and S taken in one step: every later event is held and follows the answer.
-                hub.add_subscriber(room, subscriber)
-                self.memberships[room_id] = subscriber
-            before = subscriber.subscription
-            if not is_new and subscription is not None:
-                room.resubscribe(subscriber, subscription)
-            subscriber.held = []
-            subscriber.held_bytes = 0
-            through = room.last_seq
-            try:
-                message = await history.joined(
-                    hub, room, subscriber, through=through, since=since, sync=sync, ref=ref
-                )
-            except BaseException:
-                if is_new and self.memberships.get(room_id) is subscriber:
-                    del self.memberships[room_id]
-                    hub.remove_subscriber(room_id, subscriber)
-                elif self.memberships.get(room_id) is subscriber:
-                    room.resubscribe(subscriber, before)
-                    self._release(subscriber)
-                raise
-            if self.memberships.get(room_id) is not subscriber:
-                raise NotJoined("left while joining")
-            self.send([message])
-            self._release(subscriber)
-            if is_new:
-                self._announced.add(room_id)
-        finally:
-            del self._joining[room_id]
-            ended.set()
-        if is_new:
-            await hub.hooks.notify(
-                "on_joined",
-                seconds=self.limits.hook_seconds,
-                room_id=room_id,
-                client=self.client,
-                room=handle,
-            )
-
-    def _release(self, subscriber: Subscriber) -> None:
-        held, subscriber.held = subscriber.held, None
-        for frame in held or ():
-            self._outbox.put_nowait(frame)
-
-    async def _check_access(self, handle: RoomHandle) -> None:
-        hub = self.hub
-        for hook in hub.hooks.matching("before_join", handle.room_id):
-            try:
-                allowed = await hub.hooks.invoke(
-                    "before_join",
-                    hook,
-                    seconds=self.limits.hook_seconds,
-                    context=hub.context,
-                    client=self.client,
-                    room=handle,
-                    params=handle.params,
-                    purpose="join",
-                )
-            except CommandError:
-                raise
-            except Exception:
-                # Fail closed: a guard that cannot decide keeps the door shut.
-                hub.log.exception("before_join failed (room %r)", handle.room_id)
-                raise Internal from None
-            if allowed is False:
-                raise JoinDenied
-
-    def _wanted(self, room: Room, events: protocol.EventNames) -> Subscription:
-        if events == "*":
-            return ALL
-        self._check_names(room, events)
-        return NONE.add(events)
-
-    def _check_names(self, room: Room, names: Sequence[str]) -> None:
-        if len(names) > len(room.room_type.events) + self.limits.event_names_per_room:
-            raise InvalidRequest("too many event names")
-        for name in names:
-            if room.room_type.event_type(name) is None:
-                raise EventNotAllowed("the room has no such event")
+        """Join a room and send ``joined``; see `Joins.join`."""
+        await self._joins.join(room_id, ref=ref, since=since, sync=sync, events=events)
 
     def _member(self, room_id: str) -> tuple[Room, Subscriber]:
         subscriber = self.memberships.get(room_id)
@@ -509,9 +413,8 @@ class Session:
         self.hub.remove_subscriber(room_id, subscriber)
 
     async def _notify_left(self, room_id: str) -> None:
-        if room_id not in self._announced:
+        if not self._joins.forget(room_id):
             return  # its on_joined never ran
-        self._announced.discard(room_id)
         handle = RoomHandle(self.hub, room_id)
         await self.hub.hooks.notify(
             "on_left", seconds=self.limits.hook_seconds, room_id=room_id, client=self.client, room=handle
@@ -526,7 +429,7 @@ class Session:
         if command.events == "*":
             subscription = ALL
         else:
-            self._check_names(room, command.events)
+            check_names(self.hub, room, command.events)
             subscription = subscriber.subscription.add(command.events)
         self._resubscribe(command, room, subscriber, subscription)
 
@@ -535,7 +438,7 @@ class Session:
         if command.events == "*":
             subscription = NONE
         else:
-            self._check_names(room, command.events)
+            check_names(self.hub, room, command.events)
             subscription = subscriber.subscription.remove(command.events)
         self._resubscribe(command, room, subscriber, subscription)
 
