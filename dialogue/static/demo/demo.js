@@ -217,6 +217,8 @@ class RoomView {
   }
 
   scrollToEnd() {
+    // Now, not when the scroll event comes: what is rendered before that is to be seen, too.
+    this.#isAtBottom = true;
     this.element.scrollTop = this.element.scrollHeight;
   }
 
