@@ -7,7 +7,8 @@
  */
 import { createDialogueClient } from "../dialogue.js";
 
-const PAGE_SIZE = 60;
+const PAGE_SIZE = 200;
+const BLOCK_ROWS = 400;
 const NEAR_TOP_PX = 600; // older messages are asked for this long before the top is reached
 const NEAR_BOTTOM_PX = 48; // within this, new messages scroll into view by themselves
 const GROUP_MS = 5 * 60_000;
@@ -192,7 +193,15 @@ class RoomView {
     this.element.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     this.element.addEventListener("click", (event) => this.#clicked(event));
     // The box grows, a phone's keyboard opens: whoever reads the newest message goes on seeing it.
-    new ResizeObserver(() => this.#isAtBottom && this.scrollToEnd()).observe(this.element);
+    let width = 0;
+    new ResizeObserver(() => {
+      // In another width the rows have other heights than those that far blocks keep.
+      if (width !== this.element.clientWidth) {
+        width = this.element.clientWidth;
+        for (const block of this.#list.querySelectorAll(".far")) block.classList.remove("far");
+      }
+      if (this.#isAtBottom) this.scrollToEnd();
+    }).observe(this.element);
     this.timeline.subscribe(() => this.#render());
     this.#render();
   }
@@ -280,16 +289,46 @@ class RoomView {
 
   /** The first message (if any) that reaches into the viewport; by halves, there may be many thousands. */
   #firstVisible() {
-    const rows = this.#list.children;
     const edge = this.element.getBoundingClientRect().top;
-    let low = 0;
-    let high = rows.length - 1;
-    while (low < high) {
-      const middle = (low + high) >> 1;
-      if (rows[middle].getBoundingClientRect().bottom > edge) high = middle;
-      else low = middle + 1;
+    const reaching = (elements) => {
+      let low = 0;
+      let high = elements.length - 1;
+      while (low < high) {
+        const middle = (low + high) >> 1;
+        if (elements[middle].getBoundingClientRect().bottom > edge) high = middle;
+        else low = middle + 1;
+      }
+      return elements[low];
+    };
+    const block = reaching(this.#list.children);
+    return block && reaching(block.children)?.lastElementChild; // without the day above it, which may go
+  }
+
+  /** The row after *row* (the first one after null), across blocks. */
+  #after(row) {
+    if (!row) return this.#list.firstElementChild?.firstElementChild ?? null;
+    return row.nextElementSibling ?? row.parentElement.nextElementSibling?.firstElementChild ?? null;
+  }
+
+  /** Puts new rows before *next* (null: at the end), in a block of their own where they are a page. */
+  #insert(fragment, next) {
+    if (!fragment.firstElementChild) return;
+    const last = this.#list.lastElementChild;
+    const startsBlock = next && !next.previousElementSibling && fragment.childElementCount >= PAGE_SIZE / 2;
+    if (next && !startsBlock) next.before(fragment);
+    else if (!next && last && last.childElementCount < BLOCK_ROWS) last.append(fragment);
+    else {
+      const block = document.createElement("ol");
+      block.className = "block";
+      block.append(fragment);
+      // Far from the eye a block is not rendered, and keeps the height that it has had.
+      const far = next?.parentElement.nextElementSibling;
+      if (far && !far.classList.contains("far")) {
+        far.style.containIntrinsicSize = `auto ${far.offsetHeight}px`;
+        far.classList.add("far");
+      }
+      this.#list.insertBefore(block, next?.parentElement ?? null);
     }
-    return rows[low]?.lastElementChild; // without the day above it, which may go
   }
 
   /**
@@ -312,21 +351,25 @@ class RoomView {
     const kept = new Set(changed.map((entry) => entry.uid));
     for (const entry of before.slice(head, before.length - tail)) {
       if (kept.has(entry.uid)) continue;
-      this.#rows.get(entry.uid).element.remove();
+      const { element } = this.#rows.get(entry.uid);
+      const block = element.parentElement;
+      element.remove();
+      if (!block.firstElementChild) block.remove();
       this.#rows.delete(entry.uid);
     }
 
     // `next` is the row in the document before which the coming ones belong.
-    let next = this.#list.children[head] ?? null;
+    let next = this.#after(head > 0 ? this.#rows.get(entries[head - 1].uid).element : null);
     let fragment = new DocumentFragment();
     let added = 0;
     let isPastOld = head > 0; // what comes after a row shown before is new, not an older page
     for (const entry of changed) {
       const row = this.#rows.get(entry.uid);
       if (row) {
-        this.#list.insertBefore(fragment, next);
-        if (row.element === next) next = next.nextElementSibling;
-        else this.#list.insertBefore(row.element, next);
+        this.#insert(fragment, next);
+        if (row.element === next) next = this.#after(next);
+        else if (next) next.before(row.element);
+        else this.#list.lastElementChild.append(row.element);
         if (row.entry !== entry) row.update(entry);
         isPastOld = true;
       } else {
@@ -336,7 +379,7 @@ class RoomView {
         if (isPastOld && entry.from !== this.#myName && entry.status === "recorded") added += 1;
       }
     }
-    this.#list.insertBefore(fragment, next);
+    this.#insert(fragment, next);
 
     // One further than what changed: that one has another before it now.
     const last = Math.min(entries.length - 1, entries.length - tail);
