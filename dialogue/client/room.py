@@ -150,6 +150,7 @@ class Room:
         Every new event shifts the offsets; `page`, `timeline` and `scroll` do not shift.
 
         Raises:
+            StoreUnavailable: Part of the range cannot be read now.
             CommandError: The read was refused.
             ConnectionLost: The client was closed, or refused for good.
             ValueError: The bounds are not ``0 <= start <= end``.
@@ -161,6 +162,9 @@ class Room:
         while (missing := end - start - len(events)) > 0:
             page = await self._page({"event": self._name(event), "limit": self._limit(missing), **fields})
             events.extend(reversed(page.events[-missing:]))
+            if page.gap is not None and page.gap.reason == "tier_unavailable":
+                # `next` stays where the failing tier begins: going on would ask it again without a pause.
+                raise StoreUnavailable("part of the history cannot be read now")
             if page.next is None:
                 break
             # A page is shorter than asked for where the server's limits say so.

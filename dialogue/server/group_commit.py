@@ -94,6 +94,11 @@ def _size(draft: Draft) -> int:
     return len(draft.data_json) + len(draft.meta_json or b"")
 
 
+def _why(error: BaseException) -> str:
+    """Return an error with its cause, which the store keeps from publishers and operators need."""
+    return f"{error} ({error.__cause__})" if error.__cause__ is not None else str(error)
+
+
 Deliver = Callable[[Sequence[Outcome]], None]
 
 _FIRST_SETTLE_SECONDS = 0.05
@@ -341,12 +346,15 @@ class GroupCommit:
             middle = len(submissions) // 2
             first = await self._append(submissions[:middle])
             return first | await self._append(submissions[middle:])
-        except OutcomeUnknown:
+        except OutcomeUnknown as error:
             self._metrics.append_failures.labels("unknown").inc()
+            self._log.error(
+                "the outcome of an append of %d events is not known: %s", len(drafts), _why(error)
+            )
             results = await self._settle(drafts)
         except StoreUnavailable as error:
             self._metrics.append_failures.labels("unavailable").inc()
-            self._log.error("the store did not take %d events: %s", len(drafts), error)
+            self._log.error("the store did not take %d events: %s", len(drafts), _why(error))
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
             return {}
         except Exception:

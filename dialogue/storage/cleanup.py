@@ -199,7 +199,7 @@ class HandOver:
         self._queue(stream)
 
     async def flush(self, *, with_rings: bool) -> int:
-        """Hand over what waits, for at most ``limits.stop_seconds``.
+        """Hand over what waits, for at most ``limits.stop_seconds``, or a second where a log keeps it.
 
         Args:
             with_rings: Also what is still in the rings: for a store that ends with the process.
@@ -216,7 +216,9 @@ class HandOver:
         for stream in self._streams.values():
             self._queue(stream)
         try:
-            async with asyncio.timeout(self._limits.stop_seconds), self._progress:
+            # A durable log keeps what waits: it goes on at the next start, and a stop need not wait for it.
+            seconds = self._limits.stop_seconds if with_rings else min(1.0, self._limits.stop_seconds)
+            async with asyncio.timeout(seconds), self._progress:
                 await self._progress.wait_for(lambda: not self._streams)
         except TimeoutError:
             pass

@@ -32,7 +32,7 @@ BUSY_SECONDS = 5.0
 READERS = 4
 """Connections that read our own SQLite engine; each is a thread."""
 
-_EXAMPLES = "Write sqlite:///chat.db or postgresql://user@host/database"
+_EXAMPLES = "Write sqlite:///chat.db"
 
 
 def parse_url(given: str | URL) -> URL:

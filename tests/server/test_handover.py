@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dialogue import ConfigError, Dialogue, Event, Limits, MemoryStore, StoreUnavailable
+from dialogue import ConfigError, Dialogue, DialogueClient, Event, Limits, MemoryStore, StoreUnavailable
 from dialogue.storage import cleanup
 from dialogue.storage.sql import SQLStore
 from dialogue.testing import FaultyStore
@@ -390,3 +390,22 @@ async def test_a_store_that_fails_while_marking_does_not_call_the_hook_again() -
             await dialogue.trigger("general", message, n)
         await eventually(lambda: dialogue.hub().handover.pending_events == 0)  # type: ignore[union-attr]
         assert table.calls == [("general", "message", [0])]
+
+
+async def test_the_python_client_is_told_when_the_archive_is_down() -> None:
+    """`get_history` and `scroll` raise; they do not ask again and again."""
+    dialogue = Dialogue(rooms())
+    table = Table(dialogue)
+    async with serve(dialogue) as address:
+        for n in range(20):
+            await dialogue.trigger("general", message, n)
+        await eventually(lambda: len(table.data()) == 15)
+        table.is_down = True
+        async with DialogueClient(f"http://{address}", auth={"user_id": "ann"}) as client:
+            room = await client.join("general")
+            with pytest.raises(StoreUnavailable):
+                await room.get_history("message", 0, 20)
+            with pytest.raises(StoreUnavailable):
+                [event async for event in room.scroll("message")]
+            table.is_down = False
+            assert [event.data for event in await room.get_history("message", 0, 20)] == list(range(20))[::-1]
