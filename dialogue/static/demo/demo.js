@@ -279,7 +279,7 @@ class RoomView {
     // Whatever came in above, below, or both: the message at the top of the viewport stays there.
     if (!anchor) this.scrollToEnd();
     else if (anchor.isConnected) this.element.scrollTop += anchor.getBoundingClientRect().top - top;
-    this.#scrollTop = this.element.scrollTop;
+    if (this.element.clientHeight) this.#scrollTop = this.element.scrollTop; // hidden, it would be 0
 
     this.unread += added;
     if (this.#isAtBottom && !document.hidden && !this.element.hidden) this.unread = 0;
