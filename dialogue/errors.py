@@ -11,7 +11,9 @@
     ├── StoreError                  raised by a Store
     │   ├── StoreUnavailable        nothing was recorded (wire: STORE_UNAVAILABLE)
     │   ├── OutcomeUnknown          the append may or may not have been recorded
-    │   └── DraftRefused            the database refuses this event, however often it is tried
+    │   ├── DraftRefused            the database refuses this event, however often it is tried
+    │   │   └── TargetGone          what an edit or deletion is for is no longer there
+    │   └── CursorExpired           a feed starts below what has been removed
     ├── ConnectionLost              (client) the connection ended and is not coming back
     └── CommandError                a command was refused; one subclass per wire code
         ├── InvalidRequest          INVALID_REQUEST
@@ -112,6 +114,28 @@ class DraftRefused(StoreError):
 
     Raised for the whole append (nothing was recorded). The caller finds the culprit by halving.
     """
+
+
+class TargetGone(DraftRefused):
+    """The event that an edit or deletion is for has left the log, or is deleted."""
+
+
+class CursorExpired(StoreError):
+    """A feed cannot go on where it is asked to.
+
+    Args:
+        removed_through_id: Everything up to and including this id may be missing; a reader that takes the loss goes
+            on after it. None where the cursor is of another life of the log.
+    """
+
+    def __init__(self, removed_through_id: int | None) -> None:
+        self.removed_through_id = removed_through_id
+        super().__init__(
+            "the cursor is of another epoch: its ids mean nothing in this log"
+            if removed_through_id is None
+            else f"events up to id {removed_through_id} have been removed from the log; "
+            f"feed(after={removed_through_id}) goes on with what is left"
+        )
 
 
 class ConnectionLost(DialogueError):

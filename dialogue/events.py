@@ -105,6 +105,39 @@ def encode_event(
     return text + b"}"
 
 
+EDIT = "$edit"
+DELETE = "$delete"
+"""The events that tell of a change; their data is ``{"target_seq": …, "event": …}`` and, for an edit, ``"data"``."""
+
+ERASED_USER = "$erased"
+"""Whose events those of an erased user are."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """The earlier event of the same room that a draft changes, in the transaction that records the draft.
+
+    Attributes:
+        seq: Its seq.
+        event: The name of its type.
+        data_json: What its data becomes; None to delete it: its row stays as a tombstone with data null.
+        is_erased: Whether its sender, meta and key go too.
+    """
+
+    seq: int
+    event: str
+    data_json: bytes | None = None
+    is_erased: bool = False
+
+    def change_json(self) -> bytes:
+        """Return the data of the `EDIT` or `DELETE` event that tells of the change."""
+        text = b'{"target_seq":%d,"event":%b' % (self.seq, msgspec.json.encode(self.event))
+        if self.data_json is not None:
+            text += b',"data":' + self.data_json
+        if self.is_erased:
+            text += b',"erased":true'
+        return text + b"}"
+
+
 class Draft(msgspec.Struct):
     """An admitted event on its way to the log: everything but what the append assigns.
 
@@ -112,6 +145,7 @@ class Draft(msgspec.Struct):
         key: Always present; made by the server (with `SERVER_KEY_PREFIX`) if the publisher gave none.
         is_recorded: False for an ephemeral event, which passes through in order without being stored.
         counts_unread: Whether it raises its room's unread count.
+        target: What it changes, for an `EDIT` or `DELETE`.
     """
 
     room_id: str
@@ -123,6 +157,7 @@ class Draft(msgspec.Struct):
     kind: str = "event"
     is_recorded: bool = True
     counts_unread: bool = True
+    target: Target | None = None
 
     @property
     def public_key(self) -> str | None:
@@ -149,6 +184,67 @@ class Draft(msgspec.Struct):
                 kind=self.kind,
             ),
         )
+
+
+def change(encoded: EncodedEvent, target: Target, *, room_id: str) -> EncodedEvent:
+    """Return an event as it is after the change to *target*."""
+    wire = _decode(encoded.json)
+    is_own = encoded.event in (EDIT, DELETE)
+    if target.data_json is not None:
+        data_json = target.data_json
+    elif is_own:
+        # What an edit or deletion was about must stay known, or a client that resumes would miss it. Of an edit
+        # that is void nothing more; one whose editor is erased still says what another's event has become.
+        kept = {k: v for k, v in wire.data.items() if target.is_erased or k != "data"}
+        data_json = msgspec.json.encode(kept)
+    else:
+        data_json = b"null"
+    is_deleted = target.data_json is None and not is_own
+    sender = ERASED_USER if target.is_erased else encoded.sender
+    return EncodedEvent(
+        seq=encoded.seq,
+        position=encoded.position,
+        event=encoded.event,
+        sender=sender,
+        key=None if target.is_erased else encoded.key,
+        json=encode_event(
+            room_id=room_id,
+            event=encoded.event,
+            id=wire.id,
+            seq=encoded.seq,
+            sender=sender,
+            timestamp=wire.timestamp,
+            data_json=data_json,
+            meta_json=None if is_deleted or wire.meta is None else msgspec.json.encode(wire.meta),
+            kind=wire.kind,
+            is_edited=wire.edited or target.data_json is not None,
+            is_deleted=is_deleted,
+        ),
+    )
+
+
+def void(edit: EncodedEvent, *, room_id: str) -> EncodedEvent:
+    """Return an `EDIT` as it is once a later change has taken its place: nothing of what it said stays."""
+    assert edit.event == EDIT
+    assert edit.seq is not None
+    return change(edit, Target(edit.seq, EDIT), room_id=room_id)
+
+
+def is_deleted(encoded: EncodedEvent) -> bool:
+    """Whether an event is a tombstone."""
+    return encoded.json.endswith(b',"deleted":true}')
+
+
+class _Id(msgspec.Struct):
+    id: int | None
+
+
+_decode_id = msgspec.json.Decoder(_Id).decode
+
+
+def id_of(encoded: EncodedEvent) -> int:
+    """Return the log's position of a recorded event; 0 where it has none."""
+    return _decode_id(encoded.json).id or 0
 
 
 class Ack(NamedTuple):

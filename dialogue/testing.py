@@ -10,7 +10,16 @@ from collections.abc import AsyncIterator, Collection, Sequence
 
 from .errors import StoreError
 from .events import Draft
-from .storage.base import Appended, LogPage, RoomHead, Store, StreamState
+from .storage.base import (
+    Appended,
+    FeedItem,
+    LogPage,
+    RoomHead,
+    Store,
+    StoredStream,
+    StreamState,
+    UserEvent,
+)
 
 
 class FaultyStore(Store):
@@ -120,3 +129,24 @@ class FaultyStore(Store):
         self._check_read()
         async for stream in self.inner.streams():
             yield stream
+
+    async def feed(self, after: int, *, limit: int) -> list[FeedItem]:
+        self._check_read()
+        return await self.inner.feed(after, limit=limit)
+
+    async def last_id(self) -> int:
+        self._check_read()
+        return await self.inner.last_id()
+
+    async def stored_streams(self, event_names: Collection[str]) -> AsyncIterator[StoredStream]:
+        self._check_read()
+        async for stream in self.inner.stored_streams(event_names):
+            yield stream
+
+    async def position_before(self, room_id: str, event_name: str, *, timestamp: int, limit: int) -> int:
+        self._check_read()
+        return await self.inner.position_before(room_id, event_name, timestamp=timestamp, limit=limit)
+
+    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
+        self._check_read()
+        return await self.inner.user_events(user_id, from_room=from_room, limit=limit)

@@ -22,12 +22,15 @@ class Appended(NamedTuple):
     Attributes:
         seq, id, timestamp: Assigned now, or by the first append under the same key.
         event: The recorded event; None when the key was known and nothing new was recorded.
+        replaced: Earlier events of the room as the draft's `Target` has left them: the target, and an edit of it
+            that is void now.
     """
 
     seq: int
     id: int
     timestamp: int
     event: EncodedEvent | None
+    replaced: tuple[EncodedEvent, ...] = ()
 
     @property
     def is_duplicate(self) -> bool:
@@ -78,6 +81,41 @@ class LogPage(NamedTuple):
     floor_position: int
 
 
+class FeedItem(NamedTuple):
+    """An event with its place in the log.
+
+    Attributes:
+        id: The log's position.
+        room_id: The room it is in; an `EncodedEvent` does not say.
+        event: The event.
+    """
+
+    id: int
+    room_id: str
+    event: EncodedEvent
+
+
+class StoredStream(NamedTuple):
+    """A stream that has events in the log.
+
+    Attributes:
+        first_timestamp: Of its oldest event there, in milliseconds since the epoch.
+    """
+
+    room_id: str
+    event_name: str
+    state: StreamState
+    first_timestamp: int
+
+
+class UserEvent(NamedTuple):
+    """Where an event of some user is."""
+
+    room_id: str
+    seq: int
+    event_name: str
+
+
 class Store(ABC):
     """A log of recorded events.
 
@@ -114,6 +152,9 @@ class Store(ABC):
         (room, sender, key) is known - from the log or from an earlier draft of the same call - records nothing
         and gets the first one's values.
 
+        A draft with a `Target` also changes that event, in the same transaction: its data and `edited`, or as a
+        tombstone. An earlier `EDIT` of the same event loses its data, so that nothing of what was replaced stays.
+
         Args:
             drafts: At least one, all with ``is_recorded``.
 
@@ -124,6 +165,7 @@ class Store(ABC):
             StoreUnavailable: Nothing was recorded.
             OutcomeUnknown: Whether they were recorded is not known (all of them or none).
             DraftRefused: The database refuses at least one of them; nothing was recorded.
+            TargetGone: The target of one of them is not in the log, or is deleted; nothing was recorded.
 
         Cancelling the call leaves the outcome unknown. Whoever cancels must `settle` before the next append.
         """
@@ -204,6 +246,62 @@ class Store(ABC):
         """Iterate over (room id, event name, state) of all streams whose ``handed_through`` is below ``last``.
 
         In no particular order; streams that change meanwhile may be missed.
+
+        Raises:
+            StoreUnavailable: The store cannot be read.
+        """
+
+    @abstractmethod
+    async def feed(self, after: int, *, limit: int) -> list[FeedItem]:
+        """Return the oldest *limit* events of all rooms with an id above *after* (exclusive), in order of id.
+
+        Empty when *after* is at or above the newest id.
+
+        Raises:
+            CursorExpired: Something above *after* has been removed.
+            StoreUnavailable: The store cannot be read.
+        """
+
+    @abstractmethod
+    async def last_id(self) -> int:
+        """Return the newest id; 0 for a log without events.
+
+        Raises:
+            StoreUnavailable: The store cannot be read.
+        """
+
+    @abstractmethod
+    def stored_streams(self, event_names: Collection[str]) -> AsyncIterator[StoredStream]:
+        """Iterate over the streams of *event_names* that have events in the log, for retention.
+
+        In no particular order; streams that change meanwhile may be missed.
+
+        Raises:
+            StoreUnavailable: The store cannot be read.
+        """
+
+    @abstractmethod
+    async def position_before(self, room_id: str, event_name: str, *, timestamp: int, limit: int) -> int:
+        """Return the newest position with a time before *timestamp* among the oldest *limit* events of a stream.
+
+        Args:
+            timestamp: In milliseconds since the epoch, exclusive.
+            limit: At least 1.
+
+        Returns:
+            0 if the oldest event is not before it, or there is none.
+
+        Raises:
+            StoreUnavailable: The store cannot be read.
+        """
+
+    @abstractmethod
+    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
+        """Return up to *limit* events that *user_id* has sent, in order of room id and seq.
+
+        Args:
+            from_room: Only of rooms whose id is at or above it; empty for all.
+            limit: At least 1.
 
         Raises:
             StoreUnavailable: The store cannot be read.

@@ -10,9 +10,18 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Seque
 from heapq import merge
 from itertools import islice
 
-from ..errors import DraftRefused, StoreUnavailable
-from ..events import SERVER_KEY_PREFIX, Draft, EncodedEvent
-from .base import Appended, LogPage, RoomHead, Store, StreamState
+from ..errors import CursorExpired, DraftRefused, StoreUnavailable, TargetGone
+from ..events import EDIT, SERVER_KEY_PREFIX, Draft, EncodedEvent, Event, change, id_of, is_deleted, void
+from .base import (
+    Appended,
+    FeedItem,
+    LogPage,
+    RoomHead,
+    Store,
+    StoredStream,
+    StreamState,
+    UserEvent,
+)
 
 KEYS_PER_ROOM = 10_000
 """How many of a room's newest keys are remembered (DESIGN, promise 3)."""
@@ -34,12 +43,13 @@ class _Stream:
     A list with a moving start: bisect needs an index in constant time, which a deque has not.
     """
 
-    __slots__ = ("events", "start", "state")
+    __slots__ = ("events", "last_id", "start", "state")
 
     def __init__(self) -> None:
         self.state = StreamState()
         self.events: list[EncodedEvent] = []
         self.start = 0
+        self.last_id = 0
 
     def index_of(self, position: int) -> int:
         """Return the index of *position*, within the list's bounds."""
@@ -55,12 +65,18 @@ class _Stream:
             high = bisect_left(self.events, before, lo=low, key=_seq)
         return low, high
 
-    def remove(self, through: int) -> None:
-        """Remove everything up to and including position *through*."""
+    def index_of_seq(self, seq: int) -> int | None:
+        """Return the index of the event with *seq*, or None."""
+        index = bisect_left(self.events, seq, lo=self.start, key=_seq)
+        return index if index < len(self.events) and self.events[index].seq == seq else None
+
+    def remove(self, through: int) -> int:
+        """Remove everything up to and including position *through*; return the newest id removed, 0 for none."""
         through = min(through, self.state.last)
         if through <= self.state.removed_through:
-            return
+            return 0
         index = self.index_of(through)
+        removed_id = id_of(self.events[index])
         self.state.removed_through_seq = _seq(self.events[index])
         self.state.removed_through = through
         # The slots before the start are freed with the events in them, half the list at a time: constant per event.
@@ -68,6 +84,7 @@ class _Stream:
         if self.start * 2 >= len(self.events):
             del self.events[: self.start]
             self.start = 0
+        return removed_id
 
 
 class _Room:
@@ -78,6 +95,14 @@ class _Room:
         self.timestamp = 0
         self.streams: dict[str, _Stream] = {}
         self.keys: OrderedDict[tuple[str, str], Appended] = OrderedDict()
+
+    def locate(self, seq: int) -> tuple[_Stream, int] | None:
+        """Return the stream and the index in it of the event with *seq*, if it is here."""
+        for stream in self.streams.values():
+            index = stream.index_of_seq(seq)
+            if index is not None:
+                return stream, index
+        return None
 
 
 class MemoryStore(Store):
@@ -97,6 +122,7 @@ class MemoryStore(Store):
         self._epoch: str | None = None
         self._rooms: dict[str, _Room] = {}
         self._last_id = 0
+        self._removed_through_id = 0
         self._latest: dict[tuple[str, str, str], Appended] = {}
 
     @property
@@ -124,7 +150,7 @@ class MemoryStore(Store):
         """Forget everything."""
         self._epoch = None
         self._rooms = {}
-        self._last_id = 0
+        self._last_id = self._removed_through_id = 0
         self._latest = {}
 
     def _check_open(self) -> None:
@@ -141,6 +167,7 @@ class MemoryStore(Store):
                     text.encode()
             except UnicodeEncodeError as error:
                 raise DraftRefused("one of these events is not valid text") from error
+        self._check_targets(drafts)
         now = self._clock()
         appended = []
         latest: dict[tuple[str, str, str], Appended] = {}
@@ -151,16 +178,59 @@ class MemoryStore(Store):
             is_remembered = not draft.key.startswith(SERVER_KEY_PREFIX)
             found = room.keys.get((draft.sender, draft.key)) if is_remembered else None
             if found is None:
-                found = self._record(room, draft, max(now, room.timestamp))
+                replaced = self._change(room, draft)
+                found = self._record(room, draft, max(now, room.timestamp))._replace(replaced=replaced)
                 latest[draft.room_id, draft.sender, draft.key] = found
                 if is_remembered:
-                    room.keys[draft.sender, draft.key] = found._replace(event=None)
+                    room.keys[draft.sender, draft.key] = found._replace(event=None, replaced=())
                     if len(room.keys) > KEYS_PER_ROOM:
                         room.keys.popitem(last=False)
             appended.append(found)
         # What `settle` answers from. The events of one append, which the rings are about to hold anyway.
         self._latest = latest
         return appended
+
+    def _check_targets(self, drafts: Sequence[Draft]) -> None:
+        deleted: set[tuple[str, int]] = set()
+        for draft in drafts:
+            target = draft.target
+            if target is None:
+                continue
+            room = self._rooms.get(draft.room_id)
+            if room is not None and (draft.sender, draft.key) in room.keys:
+                continue
+            place = (draft.room_id, target.seq)
+            located = room.locate(target.seq) if room is not None else None
+            if located is None or place in deleted or is_deleted(located[0].events[located[1]]):
+                raise TargetGone("the event is no longer there")
+            if target.data_json is None:
+                deleted.add(place)
+
+    def _change(self, room: _Room, draft: Draft) -> tuple[EncodedEvent, ...]:
+        """Change the target of *draft*; return what became of it, and of an edit of it that is void now."""
+        target = draft.target
+        if target is None:
+            return ()
+        replaced = []
+        located = room.locate(target.seq)
+        assert located is not None  # checked before anything was recorded
+        stream, index = located
+        before = stream.events[index]
+        if target.is_erased and before.key is not None:
+            room.keys.pop((before.sender, before.key), None)
+        stream.events[index] = change(before, target, room_id=draft.room_id)
+        replaced.append(stream.events[index])
+        edits = room.streams.get(EDIT)
+        for index in range(len(edits.events) - 1, edits.start - 1, -1) if edits is not None else ():
+            assert edits is not None
+            edit = edits.events[index]
+            data = Event.decode(edit, epoch=None).data
+            if data["target_seq"] == target.seq:
+                if "data" in data:
+                    edits.events[index] = void(edit, room_id=draft.room_id)
+                    replaced.append(edits.events[index])
+                break
+        return tuple(replaced)
 
     def _record(self, room: _Room, draft: Draft, timestamp: int) -> Appended:
         stream = room.streams.get(draft.event)
@@ -174,6 +244,7 @@ class MemoryStore(Store):
             id=self._last_id, seq=room.last_seq, position=stream.state.last, timestamp=timestamp
         )
         stream.events.append(event)
+        stream.last_id = self._last_id
         return Appended(room.last_seq, self._last_id, timestamp, event)
 
     async def settle(self, drafts: Sequence[Draft]) -> list[Appended | None]:
@@ -191,7 +262,7 @@ class MemoryStore(Store):
                 room = self._rooms.get(draft.room_id)
                 found = room.keys.get((draft.sender, draft.key)) if room is not None else None
             elif key in told:
-                found = found._replace(event=None)
+                found = found._replace(event=None, replaced=())
             told.add(key)
             settled.append(found)
         return settled
@@ -262,7 +333,7 @@ class MemoryStore(Store):
         self._check_open()
         stream = self._find(room_id, event_name)
         if stream is not None:
-            stream.remove(through)
+            self._removed_through_id = max(self._removed_through_id, stream.remove(through))
 
     async def streams(self) -> AsyncIterator[tuple[str, str, StreamState]]:
         """Iterate over the streams that wait for the hand-over; see `Store.streams`."""
@@ -276,6 +347,65 @@ class MemoryStore(Store):
         for item in waiting:
             yield item
 
+    async def feed(self, after: int, *, limit: int) -> list[FeedItem]:
+        """Return events of all rooms by id; see `Store.feed`. Costs a look at each stream."""
+        self._check_open()
+        if after < self._removed_through_id:
+            raise CursorExpired(self._removed_through_id)
+        parts = []
+        for room_id, room in self._rooms.items():
+            for stream in room.streams.values():
+                if stream.last_id > after:
+                    first = bisect_left(stream.events, after + 1, lo=stream.start, key=id_of)
+                    parts.append(_feed(room_id, stream.events, range(first, len(stream.events))))
+        return list(islice(merge(*parts), limit))
+
+    async def last_id(self) -> int:
+        """Return the newest id; see `Store.last_id`."""
+        self._check_open()
+        return self._last_id
+
+    async def stored_streams(self, event_names: Collection[str]) -> AsyncIterator[StoredStream]:
+        """Iterate over the streams that have events; see `Store.stored_streams`."""
+        self._check_open()
+        stored = [
+            StoredStream(room_id, name, _copy(stream.state), _timestamp(stream.events[stream.start]))
+            for room_id, room in self._rooms.items()
+            for name, stream in room.streams.items()
+            if name in event_names and stream.start < len(stream.events)
+        ]
+        for item in stored:
+            yield item
+
+    async def position_before(self, room_id: str, event_name: str, *, timestamp: int, limit: int) -> int:
+        """Return how far a stream is older than *timestamp*; see `Store.position_before`."""
+        self._check_open()
+        stream = self._find(room_id, event_name)
+        if stream is None:
+            return 0
+        position = 0
+        for event in islice(stream.events, stream.start, stream.start + limit):
+            if _timestamp(event) >= timestamp:
+                break
+            position = event.position
+        return position
+
+    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
+        """Return where the events of a user are; see `Store.user_events`."""
+        self._check_open()
+        found: list[UserEvent] = []
+        for room_id in sorted(room_id for room_id in self._rooms if room_id >= from_room):
+            events = [
+                UserEvent(room_id, _seq(event), event.event)
+                for stream in self._rooms[room_id].streams.values()
+                for event in islice(stream.events, stream.start, None)
+                if event.sender == user_id
+            ]
+            found += sorted(events, key=lambda event: event.seq)
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
     def _find(self, room_id: str, event_name: str) -> _Stream | None:
         room = self._rooms.get(room_id)
         return None if room is None else room.streams.get(event_name)
@@ -283,6 +413,14 @@ class MemoryStore(Store):
 
 def _each(events: list[EncodedEvent], indexes: range) -> Iterator[EncodedEvent]:
     return (events[index] for index in indexes)
+
+
+def _feed(room_id: str, events: list[EncodedEvent], indexes: range) -> Iterator[FeedItem]:
+    return (FeedItem(id_of(events[index]), room_id, events[index]) for index in indexes)
+
+
+def _timestamp(event: EncodedEvent) -> int:
+    return Event.decode(event, epoch=None).timestamp
 
 
 def _copy(state: StreamState) -> StreamState:

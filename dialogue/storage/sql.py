@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ..errors import OutcomeUnknown, SchemaMismatch, StartError, StoreUnavailable
 from ..events import Draft
 from . import migrate, transactions
-from .base import Appended, LogPage, RoomHead, Store, StreamState
+from .base import Appended, FeedItem, LogPage, RoomHead, Store, StoredStream, StreamState, UserEvent
 from .engines import (
     BUSY_SECONDS,
     AsyncWriter,
@@ -28,6 +28,7 @@ from .engines import (
 )
 from .lock import LogLock
 from .memory import milliseconds
+from .statements import NAMES_PER_UNION, chunks
 from .tables import log, upsert
 
 T = TypeVar("T")
@@ -378,6 +379,36 @@ class SQLStore(Store):
             if not rows:
                 return
             last = (rows[-1].room_id, rows[-1].event_name)
+
+    async def feed(self, after: int, *, limit: int) -> list[FeedItem]:
+        """Return events of all rooms by id; see `Store.feed`."""
+        return await self._read(lambda connection: transactions.feed_page(connection, after, limit))
+
+    async def last_id(self) -> int:
+        """Return the newest id; see `Store.last_id`."""
+        found = await self._read(transactions.epoch_and_last_id)
+        return 0 if found is None else found[1]
+
+    async def stored_streams(self, event_names: Collection[str]) -> AsyncIterator[StoredStream]:
+        """Iterate over the streams that have events; see `Store.stored_streams`."""
+        for names in chunks(sorted(set(event_names)), NAMES_PER_UNION):
+            last = ("", "")
+            while rows := await self._read(partial(transactions.stored_above, names=names, last=last)):
+                for row in rows:
+                    yield row
+                last = (rows[-1].room_id, rows[-1].event_name)
+
+    async def position_before(self, room_id: str, event_name: str, *, timestamp: int, limit: int) -> int:
+        """Return how far a stream is older than *timestamp*; see `Store.position_before`."""
+        return await self._read(
+            lambda connection: transactions.position_before(connection, room_id, event_name, timestamp, limit)
+        )
+
+    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
+        """Return where the events of a user are; see `Store.user_events`."""
+        return await self._read(
+            lambda connection: transactions.events_of_user(connection, user_id, from_room, limit)
+        )
 
 
 NOTHING_ABOVE = 2**63 - 1

@@ -50,7 +50,7 @@ EVENT_COLUMNS = (
 )
 """What `decode_row` needs, in this order."""
 
-EVENT_ROW = tuple(c.name for c in events.columns if c.name not in ("is_edited", "is_deleted"))
+EVENT_ROW = tuple(c.name for c in events.columns if c.name not in ("is_edited", "is_deleted", "replaced_by"))
 ROOM_ROW = ("room_id", "last_seq", "last_timestamp", "last_unread_position")
 STREAM_ROW = ("room_id", "event_name", "last", "handed_through", "removed_through", "removed_through_seq")
 
@@ -233,6 +233,35 @@ stream_page = (
     .limit(bindparam("limit", type_=Integer))
 )
 
+feed = (
+    select(*EVENT_COLUMNS, events.c.room_id)
+    .where(events.c.id > bindparam("after"))
+    .order_by(events.c.id)
+    .limit(bindparam("limit", type_=Integer))
+)
+
+first_times = (
+    select(events.c.position, events.c.timestamp)
+    .where(
+        events.c.room_id == bindparam("room_id"),
+        events.c.event_name == bindparam("event_name"),
+        events.c.position > bindparam("removed_through"),
+    )
+    .order_by(events.c.position)
+    .limit(bindparam("limit", type_=Integer))
+)
+"""The oldest positions of a stream with their times, which grow with them."""
+
+# By way of the rooms, so that (room_id, from_user, …) is searched once for each: there is no index by user, which
+# every append would pay for.
+user_events = (
+    select(events.c.room_id, events.c.seq, events.c.event_name)
+    .select_from(rooms.join(events, events.c.room_id == rooms.c.room_id))
+    .where(rooms.c.room_id >= bindparam("from_room"), events.c.from_user == bindparam("user_id"))
+    .order_by(events.c.room_id, events.c.seq)
+    .limit(bindparam("limit", type_=Integer))
+)
+
 STREAMS_PER_READ = 500
 
 unhanded_streams = (
@@ -245,6 +274,27 @@ unhanded_streams = (
     .order_by(streams.c.room_id, streams.c.event_name)
     .limit(STREAMS_PER_READ)
 )
+
+
+@lru_cache(maxsize=16)
+def stored_streams(names: int) -> Select[Any]:
+    """Return the SELECT of the streams of *names* event names that have events, with the time of the oldest."""
+    oldest = and_(
+        events.c.room_id == streams.c.room_id,
+        events.c.event_name == streams.c.event_name,
+        events.c.position == streams.c.removed_through + 1,
+    )
+    return (
+        select(streams, events.c.timestamp)
+        .select_from(streams.join(events, oldest))
+        .where(
+            streams.c.event_name.in_([bindparam(f"name_{index}", type_=String()) for index in range(names)]),
+            tuple_(streams.c.room_id, streams.c.event_name)
+            > tuple_(bindparam("room_id", type_=String()), bindparam("event_name", type_=String())),
+        )
+        .order_by(streams.c.room_id, streams.c.event_name)
+        .limit(STREAMS_PER_READ)
+    )
 
 
 @lru_cache(maxsize=256)

@@ -123,12 +123,16 @@ events = Table(
     Column("is_edited", Boolean, nullable=False, server_default=false()),
     Column("is_deleted", Boolean, nullable=False, server_default=false()),
     Column("created_at", BigInteger, nullable=False),
+    Column("replaced_by", BigInteger),
     UniqueConstraint("room_id", "seq"),
     UniqueConstraint("room_id", "from_user", "key"),
     UniqueConstraint("room_id", "event_name", "position"),
     Index(None, "room_id", "event_name", "seq"),
 )
-"""``timestamp`` never runs backwards in a room; ``created_at`` is what the clock said."""
+"""``timestamp`` never runs backwards in a room; ``created_at`` is what the clock said.
+
+``replaced_by`` is the seq of the newest change of the event; for a change that a later one has made void, of that.
+"""
 
 streams = Table(
     "dialogue_streams",

@@ -12,14 +12,17 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Connection, Dialect, Row, delete, select, update
 from sqlalchemy.exc import DataError, IntegrityError
 
-from ..errors import DraftRefused
+from ..errors import CursorExpired, DraftRefused
 from ..events import SERVER_KEY_PREFIX, Draft, EncodedEvent
-from .base import Appended, LogPage, RoomHead, StreamState
+from . import changes
+from .base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvent
 from .statements import (
     KEY_CHUNK,
     AppendStatements,
     chunks,
     decode_row,
+    feed,
+    first_times,
     floors,
     heads_statement,
     key_parameters,
@@ -27,8 +30,10 @@ from .statements import (
     page_statement,
     settle_statement,
     slots,
+    stored_streams,
     stream_page,
     unhanded_streams,
+    user_events,
 )
 from .tables import events, log, streams
 
@@ -95,6 +100,8 @@ class Appender:
             return AppendOutcome([known[draft.room_id, draft.sender, draft.key] for draft in drafts], None)
         last_id = self._statements.allocate(connection, len(fresh))
         recorded = self._record(connection, fresh, last_id - len(fresh))
+        if any(draft.target is not None for draft in fresh):
+            recorded = changes.apply(connection, fresh, recorded)
         if len(fresh) == len(drafts):
             return AppendOutcome(recorded, last_id - len(fresh))
         appended = []
@@ -105,7 +112,7 @@ class Appender:
             if found is None:
                 found = next(new)
                 if key in firsts:
-                    known[key] = found._replace(event=None)
+                    known[key] = found._replace(event=None, replaced=())
             appended.append(found)
         return AppendOutcome(appended, last_id - len(fresh))
 
@@ -209,7 +216,12 @@ def settle(connection: Connection, drafts: Sequence[Draft], *, above_id: int) ->
         appended, event = found[key]
         is_new = appended.id > above_id and key not in told
         told.add(key)
-        settled.append(appended._replace(event=event) if is_new else appended)
+        if is_new:
+            appended = appended._replace(event=event)
+            if draft.target is not None:
+                replaced = changes.replaced_by(connection, draft.room_id, appended.seq)
+                appended = appended._replace(replaced=replaced)
+        settled.append(appended)
     return settled
 
 
@@ -336,3 +348,50 @@ def epoch_and_last_id(connection: Connection) -> tuple[str, int] | None:
     """Return the log's epoch and its newest id; None for a log that was never opened."""
     row = connection.execute(select(log.c.epoch, log.c.last_id)).one_or_none()
     return None if row is None else (row.epoch, row.last_id)
+
+
+def feed_page(connection: Connection, after: int, limit: int) -> list[FeedItem]:
+    """Return events of all rooms by id; see `Store.feed`."""
+    rows = connection.execute(feed, {"after": after, "limit": limit}).all()
+    # After the rows: what was removed before they were read is known then.
+    removed_through_id = connection.execute(select(log.c.removed_through_id)).scalar_one()
+    if after < removed_through_id:
+        raise CursorExpired(removed_through_id)
+    return [FeedItem(row.id, row.room_id, decode_row(row.room_id, row)) for row in rows]
+
+
+def stored_above(connection: Connection, names: Sequence[str], last: tuple[str, str]) -> list[StoredStream]:
+    """Return the next streams of *names* with events, above the (room id, event name) *last*; empty at the end."""
+    parameters = {f"name_{index}": name for index, name in enumerate(names)}
+    parameters |= {"room_id": last[0], "event_name": last[1]}
+    return [
+        StoredStream(
+            row.room_id,
+            row.event_name,
+            StreamState(row.last, row.handed_through, row.removed_through, row.removed_through_seq),
+            row.timestamp,
+        )
+        for row in connection.execute(stored_streams(len(names)), parameters)
+    ]
+
+
+def position_before(connection: Connection, room_id: str, event_name: str, timestamp: int, limit: int) -> int:
+    """Return how far a stream is older than *timestamp*; see `Store.position_before`."""
+    is_stream = (streams.c.room_id == room_id) & (streams.c.event_name == event_name)
+    removed_through = connection.execute(select(streams.c.removed_through).where(is_stream)).scalar()
+    if removed_through is None:
+        return 0
+    parameters = {
+        "room_id": room_id,
+        "event_name": event_name,
+        "removed_through": removed_through,
+        "limit": limit,
+    }
+    rows = connection.execute(first_times, parameters)
+    return max((row.position for row in rows if row.timestamp < timestamp), default=0)
+
+
+def events_of_user(connection: Connection, user_id: str, from_room: str, limit: int) -> list[UserEvent]:
+    """Return where the events of a user are; see `Store.user_events`."""
+    parameters = {"user_id": user_id, "from_room": from_room, "limit": limit}
+    return [UserEvent(*row) for row in connection.execute(user_events, parameters)]

@@ -1,0 +1,88 @@
+"""Edits, deletions and erasures inside the transaction of their append; see `dialogue.events.Target`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import Connection, select, update
+
+from ..errors import TargetGone
+from ..events import EDIT, ERASED_USER, SERVER_KEY_PREFIX, Draft, EncodedEvent, change, void
+from .base import Appended
+from .statements import EVENT_COLUMNS, decode_row
+from .tables import events
+
+
+class _Json(msgspec.Struct):
+    data: msgspec.Raw
+    meta: msgspec.Raw | None = None
+    edited: bool = False
+    deleted: bool = False
+
+
+_decode = msgspec.json.Decoder(_Json).decode
+
+
+def apply(connection: Connection, drafts: Sequence[Draft], appended: Sequence[Appended]) -> list[Appended]:
+    """Change the targets of *drafts*, which have just been recorded; return *appended* with what was replaced.
+
+    Raises:
+        TargetGone: One of them is not in the log, or is deleted.
+    """
+    return [
+        item if draft.target is None else item._replace(replaced=_apply(connection, draft, item.seq))
+        for draft, item in zip(drafts, appended, strict=True)
+    ]
+
+
+def _apply(connection: Connection, draft: Draft, by_seq: int) -> tuple[EncodedEvent, ...]:
+    target, room_id = draft.target, draft.room_id
+    assert target is not None
+    found = _find(connection, room_id, target.seq)
+    if found is None or found[2]:
+        raise TargetGone("the event is no longer there")
+    before, replaced_by, _ = found
+    replaced = [change(before, target, room_id=room_id)]
+    _write(connection, room_id, replaced[0], by_seq, is_erased=target.is_erased)
+    if replaced_by is not None:
+        earlier = _find(connection, room_id, replaced_by)
+        if earlier is not None and earlier[0].event == EDIT:
+            replaced.append(void(earlier[0], room_id=room_id))
+            _write(connection, room_id, replaced[1], by_seq, is_erased=False)
+    return tuple(replaced)
+
+
+def _find(connection: Connection, room_id: str, seq: int) -> tuple[EncodedEvent, int | None, bool] | None:
+    """Return an event, the seq of the newest change of it, and whether it is a tombstone."""
+    row = connection.execute(
+        select(*EVENT_COLUMNS, events.c.replaced_by).where(events.c.room_id == room_id, events.c.seq == seq)
+    ).one_or_none()
+    return None if row is None else (decode_row(room_id, row), row.replaced_by, bool(row.is_deleted))
+
+
+def _write(
+    connection: Connection, room_id: str, event: EncodedEvent, by_seq: int, *, is_erased: bool
+) -> None:
+    json = _decode(event.json)
+    values: dict[str, bytes | str | int | bool | None] = {
+        "event_data": bytes(json.data),
+        "meta": None if json.meta is None else bytes(json.meta),
+        "is_edited": json.edited,
+        "is_deleted": json.deleted,
+        "replaced_by": by_seq,
+    }
+    if is_erased:
+        # A key says who used it; this one says only that there was one, and is as unique as the seq.
+        values |= {"from_user": ERASED_USER, "key": f"{SERVER_KEY_PREFIX}{event.seq}"}
+    connection.execute(
+        update(events).where(events.c.room_id == room_id, events.c.seq == event.seq).values(**values)
+    )
+
+
+def replaced_by(connection: Connection, room_id: str, seq: int) -> tuple[EncodedEvent, ...]:
+    """Return what the change recorded as *seq* has replaced; for settling, as it searches the room."""
+    rows = connection.execute(
+        select(*EVENT_COLUMNS).where(events.c.room_id == room_id, events.c.replaced_by == seq)
+    )
+    return tuple(decode_row(room_id, row) for row in rows)
