@@ -1,6 +1,15 @@
 """What every `Store` promises, as tests over a store that a subclass makes.
 
-A subclass is named ``Test…`` and overrides `make`; one whose log survives `Store.aclose` sets ``is_durable``.
+::
+
+    from dialogue.testing.store_contract import StoreContract
+
+    class TestMyStore(StoreContract):
+        def make(self, folder, clock=None):
+            return MyStore(folder / "log", clock=clock)
+
+pytest runs the suite with the class; it needs pytest-asyncio (in either mode) and hypothesis besides. Each test's
+docstring says which promise it holds.
 """
 
 from __future__ import annotations
@@ -14,13 +23,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from dialogue.errors import DraftRefused, StoreUnavailable
-from dialogue.events import SERVER_KEY_PREFIX, Draft, EncodedEvent
-from dialogue.storage.base import Appended, LogPage, Store, StreamState
+try:
+    import pytest
+    import pytest_asyncio
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError(
+        f"dialogue.testing.store_contract is a test suite and needs {error.name}: "
+        "pip install pytest pytest-asyncio hypothesis",
+        name=error.name,
+    ) from error
+
+from ..errors import DraftRefused, StoreUnavailable
+from ..events import SERVER_KEY_PREFIX, Draft, EncodedEvent
+from ..storage.base import Appended, LogPage, Store, StreamState
 
 _numbers = itertools.count(1)
 
@@ -60,13 +78,24 @@ def decoded(event: EncodedEvent) -> dict[str, Any]:
     return message
 
 
+@pytest.mark.asyncio
 class StoreContract:
-    """The suite. Each test opens a store of its own."""
+    """The suite; subclass it as ``Test…`` and override `make`. Each test opens a store of its own.
+
+    Attributes:
+        is_durable: Whether the log survives `Store.aclose`. A subclass for a store that forgets sets it to False.
+    """
 
     is_durable = True
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        """Return a store that is not open, over the same log for the same *folder* if it is durable."""
+        """Return a new store that is not open.
+
+        Args:
+            folder: An existing, initially empty folder of the test's own. Two stores made for the same folder share
+                one log if the store is durable; stores made for different folders never do.
+            clock: Milliseconds since the epoch, for the timestamps of new events; None for the real one.
+        """
         raise NotImplementedError
 
     @asynccontextmanager
@@ -79,8 +108,9 @@ class StoreContract:
         finally:
             await store.aclose()
 
-    @pytest.fixture
+    @pytest_asyncio.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Store]:
+        """Yield an open store over the test's folder."""
         async with self.opened(tmp_path) as store:
             yield store
 
@@ -362,15 +392,11 @@ class StoreContract:
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
-    def test_pages_agree_with_a_model(self, data: st.DataObject) -> None:
+    async def test_pages_agree_with_a_model(self, data: st.DataObject) -> None:
         """Any page, with any bounds, over any history of appends and removals, is what a plain list gives."""
-
-        async def check() -> None:
-            with TemporaryDirectory() as folder:
-                async with self.opened(Path(folder)) as store:
-                    await _compare(store, data)
-
-        asyncio.run(check())
+        with TemporaryDirectory() as folder:
+            async with self.opened(Path(folder)) as store:
+                await _compare(store, data)
 
 
 async def _compare(store: Store, data: st.DataObject) -> None:
