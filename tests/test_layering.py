@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dialogue"
 
 THIRD_PARTY = {
-    "alembic", "fastapi", "filelock", "msgspec", "prometheus_client", "pydantic", "rich", "sqlalchemy",
-    "starlette", "typer", "uvicorn", "websockets",
+    "alembic", "fastapi", "filelock", "hypothesis", "msgspec", "prometheus_client", "pydantic", "pytest",
+    "pytest_asyncio", "rich", "sqlalchemy", "starlette", "typer", "uvicorn", "websockets",
 }  # fmt: skip
 
 # What each layer may import of Dialogue and of others; `errors`, `events` and `config` are open to all.
@@ -28,6 +28,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "server": (
         BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"},
         {"fastapi", "starlette", "prometheus_client", "uvicorn"},
+    ),
+    "testing": (
+        BASE | {"dialogue.storage", "dialogue.testing"},
+        {"msgspec", "pytest", "pytest_asyncio", "hypothesis"},
     ),
     "client": (BASE | {"dialogue.client", "dialogue.protocol"}, {"msgspec", "websockets", "pydantic"}),
 }
@@ -83,6 +87,18 @@ def test_importing_dialogue_is_light() -> None:
     code = f"import sys, dialogue; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_importing_the_doubles_needs_no_test_tools() -> None:
+    """`dialogue.testing` needs no pytest; its suite, without one, says what to install."""
+    code = (
+        "import sys; sys.modules['hypothesis'] = None; import dialogue.testing\n"
+        "assert not {'pytest', 'pytest_asyncio'} & set(sys.modules)\n"
+        "try: import dialogue.testing.store_contract\n"
+        "except ImportError as error: print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install pytest pytest-asyncio hypothesis" in out.stdout
 
 
 def test_alembic_is_no_package() -> None:

@@ -16,7 +16,7 @@ from .tables import events
 
 class _Json(msgspec.Struct):
     data: msgspec.Raw
-    meta: msgspec.Raw | None = None
+    meta: msgspec.Raw = msgspec.Raw(b"null")
     edited: bool = False
     deleted: bool = False
 
@@ -67,7 +67,7 @@ def _write(
     json = _decode(event.json)
     values: dict[str, bytes | str | int | bool | None] = {
         "event_data": bytes(json.data),
-        "meta": None if json.meta is None else bytes(json.meta),
+        "meta": None if bytes(json.meta) == b"null" else bytes(json.meta),
         "is_edited": json.edited,
         "is_deleted": json.deleted,
         "replaced_by": by_seq,

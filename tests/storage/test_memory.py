@@ -7,8 +7,7 @@ from pathlib import Path
 
 from dialogue.storage.base import Store
 from dialogue.storage.memory import KEYS_PER_ROOM, MemoryStore
-
-from .contract import StoreContract, draft, recorded
+from dialogue.testing.store_contract import StoreContract, draft, recorded
 
 
 class TestMemoryStore(StoreContract):

@@ -31,8 +31,7 @@ from dialogue.storage import statements
 from dialogue.storage.base import Store
 from dialogue.storage.engines import AsyncWriter, ThreadWriter
 from dialogue.storage.sql import SQLStore
-
-from .contract import StoreContract, draft, recorded, seqs
+from dialogue.testing.store_contract import StoreContract, draft, recorded, seqs
 
 
 def url(folder: Path) -> str:

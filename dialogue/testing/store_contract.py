@@ -1,6 +1,15 @@
 """What every `Store` promises, as tests over a store that a subclass makes.
 
-A subclass is named ``Test…`` and overrides `make`; one whose log survives `Store.aclose` sets ``is_durable``.
+::
+
+    from dialogue.testing.store_contract import StoreContract
+
+    class TestMyStore(StoreContract):
+        def make(self, folder, clock=None):
+            return MyStore(folder / "log", clock=clock)
+
+pytest runs the suite with the class; it needs pytest-asyncio (in either mode) and hypothesis besides. Each test's
+docstring says which promise it holds.
 """
 
 from __future__ import annotations
@@ -14,13 +23,22 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from dialogue.errors import DraftRefused, StoreUnavailable
-from dialogue.events import SERVER_KEY_PREFIX, Draft, EncodedEvent
-from dialogue.storage.base import Appended, LogPage, Store, StreamState
+try:
+    import pytest
+    import pytest_asyncio
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError(
+        f"dialogue.testing.store_contract is a test suite and needs {error.name}: "
+        "pip install pytest pytest-asyncio hypothesis",
+        name=error.name,
+    ) from error
+
+from ..errors import CursorExpired, DraftRefused, StoreUnavailable, TargetGone
+from ..events import DELETE, EDIT, ERASED_USER, SERVER_KEY_PREFIX, Draft, EncodedEvent, Target
+from ..storage.base import Appended, LogPage, Store, StoredStream, StreamState, UserEvent
 
 _numbers = itertools.count(1)
 
@@ -34,6 +52,14 @@ def draft(room_id: str = "general", event: str = "message", **changes: Any) -> D
         **changes,
     }
     return Draft(room_id=room_id, event=event, **values)
+
+
+def change_of(target: Target, room_id: str = "general", **changes: Any) -> Draft:
+    """Return the draft of a change, as the server makes it."""
+    event = DELETE if target.data_json is None else EDIT
+    return draft(
+        room_id, event, data_json=target.change_json(), target=target, counts_unread=False, **changes
+    )
 
 
 def seqs(page: LogPage) -> list[int | None]:
@@ -60,13 +86,24 @@ def decoded(event: EncodedEvent) -> dict[str, Any]:
     return message
 
 
+@pytest.mark.asyncio
 class StoreContract:
-    """The suite. Each test opens a store of its own."""
+    """The suite; subclass it as ``Test…`` and override `make`. Each test opens a store of its own.
+
+    Attributes:
+        is_durable: Whether the log survives `Store.aclose`. A subclass for a store that forgets sets it to False.
+    """
 
     is_durable = True
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        """Return a store that is not open, over the same log for the same *folder* if it is durable."""
+        """Return a new store that is not open.
+
+        Args:
+            folder: An existing, initially empty folder of the test's own. Two stores made for the same folder share
+                one log if the store is durable; stores made for different folders never do.
+            clock: Milliseconds since the epoch, for the timestamps of new events; None for the real one.
+        """
         raise NotImplementedError
 
     @asynccontextmanager
@@ -79,8 +116,9 @@ class StoreContract:
         finally:
             await store.aclose()
 
-    @pytest.fixture
+    @pytest_asyncio.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Store]:
+        """Yield an open store over the test's folder."""
         async with self.opened(tmp_path) as store:
             yield store
 
@@ -288,6 +326,183 @@ class StoreContract:
         await store.append([draft(key="k")])
         assert await store.settle([draft(key="k")]) == [first._replace(event=None)]
 
+    async def test_an_edit_replaces_its_target_in_the_same_transaction(self, store: Store) -> None:
+        """The target reads edited, in its place; the `$edit` is a recorded event after it."""
+        await store.append([draft(), draft(meta_json=b'{"a":1}', key="mine"), draft(event="other")])
+        [item] = await store.append([change_of(Target(2, "message", b'{"text":"new"}'), sender="mod")])
+        assert (item.seq, recorded(item).event, recorded(item).position) == (4, EDIT, 1)
+        assert decoded(recorded(item))["data"] == {
+            "target_seq": 2,
+            "event": "message",
+            "data": {"text": "new"},
+        }
+        [replaced] = item.replaced
+        page = await store.page("general", limit=9)
+        assert seqs(page) == [1, 2, 3, 4]
+        edited = page.events[1]
+        assert decoded(edited) == decoded(replaced)
+        assert (edited.seq, edited.position, edited.sender, edited.key) == (2, 2, "ann", "mine")
+        message = decoded(edited)
+        assert (message["data"], message["meta"], message["edited"]) == ({"text": "new"}, {"a": 1}, True)
+        assert "deleted" not in message
+        assert "edited" not in decoded(page.events[0])
+        # Its key is still its publisher's.
+        [again] = await store.append([draft(key="mine")])
+        assert (again.seq, again.is_duplicate) == (2, True)
+
+    async def test_a_deletion_leaves_a_tombstone(self, store: Store) -> None:
+        """Seq and position stay, data and meta go; nothing more can be done to it."""
+        await store.append([draft(meta_json=b'{"a":1}'), draft()])
+        [item] = await store.append([change_of(Target(1, "message"))])
+        assert decoded(recorded(item))["data"] == {"target_seq": 1, "event": "message"}
+        page = await store.page("general", limit=9)
+        assert seqs(page) == [1, 2, 3]
+        tombstone = decoded(page.events[0])
+        assert (tombstone["data"], tombstone["deleted"], tombstone["from"]) == (None, True, "ann")
+        assert "meta" not in tombstone
+        assert decoded(item.replaced[0]) == tombstone
+        for target in (Target(1, "message", b"1"), Target(1, "message"), Target(99, "message")):
+            with pytest.raises(TargetGone):
+                await store.append([draft(), change_of(target)])
+        with pytest.raises(TargetGone):
+            await store.append([change_of(Target(2, "message")), change_of(Target(2, "message"))])
+        assert (await store.head("general")).last_seq == 3
+
+    async def test_an_edit_that_is_void_says_nothing_more(self, store: Store) -> None:
+        """Of several changes only the newest `$edit` has data, and none has after a deletion."""
+        await store.append([draft()])
+        for text in (b'"first secret"', b'"second secret"'):
+            [item] = await store.append([change_of(Target(1, "message", text))])
+        assert [event.seq for event in item.replaced] == [1, 2]
+        messages = [decoded(event) for event in (await store.page("general", limit=9)).events]
+        assert messages[0]["data"] == "second secret"
+        assert messages[1]["data"] == {"target_seq": 1, "event": "message"}
+        assert messages[2]["data"] == {"target_seq": 1, "event": "message", "data": "second secret"}
+        assert decoded(item.replaced[1]) == messages[1]
+        await store.append([change_of(Target(1, "message"))])
+        page = await store.page("general", limit=9)
+        assert all(b"secret" not in event.json for event in page.events)
+        assert [event.event for event in page.events] == ["message", EDIT, EDIT, DELETE]
+
+    async def test_a_change_goes_with_its_batch(self, store: Store) -> None:
+        """A change beside publishes, of an event of the same batch, and under a known key."""
+        await store.append([draft(), draft("other")])
+        appended = await store.append(
+            [
+                draft(),
+                change_of(Target(1, "message", b"1"), key="edit"),
+                draft("other"),
+                change_of(Target(1, "message", b"2"), "other"),
+                change_of(Target(1, "message", b"9"), key="edit"),
+            ]
+        )
+        assert [(item.seq, item.is_duplicate) for item in appended] == [
+            (2, False), (3, False), (2, False), (3, False), (3, True),
+        ]  # fmt: skip
+        assert [len(item.replaced) for item in appended] == [0, 1, 0, 1, 0]
+        assert decoded((await store.page("general", limit=9)).events[0])["data"] == 1
+        assert decoded((await store.page("other", limit=9)).events[0])["data"] == 2
+
+    async def test_an_erased_event_names_nobody(self, store: Store) -> None:
+        """Sender, key, data and meta go; a change that the user made keeps what it was about."""
+        await store.append([draft(sender="bob"), draft(key="k", meta_json=b'{"a":1}')])
+        await store.append([change_of(Target(1, "message", b'"better"'), sender="ann")])
+        assert await store.user_events("ann", from_room="", limit=9) == [
+            UserEvent("general", 2, "message"),
+            UserEvent("general", 3, EDIT),
+        ]
+        for found in await store.user_events("ann", from_room="", limit=9):
+            target = Target(found.seq, found.event_name, is_erased=True)
+            [item] = await store.append([change_of(target, sender="system")])
+            assert decoded(recorded(item))["data"]["erased"] is True
+        assert await store.user_events("ann", from_room="", limit=9) == []
+        messages = [decoded(event) for event in (await store.page("general", limit=9)).events]
+        assert [message["from"] for message in messages] == [
+            "bob", ERASED_USER, ERASED_USER, "system", "system",
+        ]  # fmt: skip
+        assert (messages[1]["data"], messages[1]["deleted"], "meta" in messages[1]) == (None, True, False)
+        assert messages[0]["data"] == "better"
+        assert messages[2]["data"] == {"target_seq": 1, "event": "message", "data": "better"}
+        # Nothing remembers the key either.
+        assert not (await store.append([draft(key="k")]))[0].is_duplicate
+
+    async def test_user_events_go_by_room_and_seq(self, store: Store) -> None:
+        """In order, from a room on, as many as asked for."""
+        await store.append([draft(room) for room in "bac"] + [draft("b", "alert"), draft("a", sender="bob")])
+        found = [
+            UserEvent("a", 1, "message"), UserEvent("b", 1, "message"),
+            UserEvent("b", 2, "alert"), UserEvent("c", 1, "message"),
+        ]  # fmt: skip
+        assert await store.user_events("ann", from_room="", limit=9) == found
+        assert await store.user_events("ann", from_room="", limit=3) == found[:3]
+        assert await store.user_events("ann", from_room="b", limit=9) == found[1:]
+        assert await store.user_events("nobody", from_room="", limit=9) == []
+
+    async def test_settle_tells_what_a_change_replaced(self, store: Store) -> None:
+        """A change whose answer never came is settled with its target, and with the edit that it made void."""
+        await store.append([draft()])
+        await store.append([change_of(Target(1, "message", b"1"))])
+        drafts = [change_of(Target(1, "message", b"2")), draft()]
+        appended = await store.append(drafts)
+        settled = await store.settle(drafts)
+        for before, after in zip(appended, settled, strict=True):
+            assert after is not None
+            assert before[:3] == after[:3]
+            assert sorted(
+                map(msgspec.json.decode, (event.json for event in after.replaced)), key=str
+            ) == sorted(map(msgspec.json.decode, (event.json for event in before.replaced)), key=str)
+
+    async def test_the_feed_goes_through_all_rooms(self, store: Store) -> None:
+        """By id, oldest first, after an id; empty at the end."""
+        assert await store.feed(0, limit=5) == []
+        assert await store.last_id() == 0
+        appended = []
+        for rooms in ("aba", "c", "bb"):
+            appended += await store.append([draft(room) for room in rooms])
+        items = await store.feed(0, limit=99)
+        assert [item.id for item in items] == [item.id for item in appended]
+        assert [item.room_id for item in items] == list("abacbb")
+        assert [item.event.seq for item in items] == [1, 1, 2, 1, 2, 3]
+        assert [decoded(item.event)["id"] for item in items] == [item.id for item in items]
+        assert await store.feed(items[1].id, limit=3) == items[2:5]
+        assert await store.feed(items[-1].id, limit=3) == []
+        assert await store.last_id() == items[-1].id
+
+    async def test_the_feed_tells_what_was_removed(self, store: Store) -> None:
+        """A cursor below the newest id that was removed has expired; one at it goes on."""
+        appended = await store.append([draft(), draft("other"), draft(), draft()])
+        await store.remove("general", "message", 2)
+        for after in (0, appended[1].id):
+            with pytest.raises(CursorExpired) as expired:
+                await store.feed(after, limit=9)
+            assert expired.value.removed_through_id == appended[2].id
+        assert [item.id for item in await store.feed(appended[2].id, limit=9)] == [appended[3].id]
+
+    async def test_stored_streams_and_their_age(self, tmp_path: Path) -> None:
+        """Streams of some names that have events, with the oldest one's time; how far one is older than a time."""
+        times = [1000]
+        async with self.opened(tmp_path, clock=lambda: times[0]) as store:
+            for times[0] in (1000, 2000, 2000, 3000):
+                await store.append([draft(room, name) for room in ("a", "b") for name in ("x", "y")])
+            await store.append([draft("a", "z")])
+            await store.remove("a", "x", 1)
+            await store.remove("b", "x", 4)
+            await store.mark_handed("b", "y", 4)
+            found = {
+                (item.room_id, item.event_name): item async for item in store.stored_streams(["x", "y", "q"])
+            }
+            assert found == {
+                ("a", "x"): StoredStream("a", "x", StreamState(4, 0, 1, 1), 2000),
+                ("a", "y"): StoredStream("a", "y", StreamState(4), 1000),
+                ("b", "y"): StoredStream("b", "y", StreamState(4, 4), 1000),
+            }
+            assert await store.position_before("a", "x", timestamp=2000, limit=9) == 0
+            assert await store.position_before("a", "x", timestamp=2001, limit=9) == 3
+            assert await store.position_before("a", "x", timestamp=2001, limit=1) == 2
+            assert await store.position_before("a", "y", timestamp=9999, limit=9) == 4
+            assert await store.position_before("b", "x", timestamp=9999, limit=9) == 0
+            assert await store.position_before("none", "x", timestamp=9999, limit=9) == 0
+
     async def test_a_store_that_is_not_open_is_unavailable(self, tmp_path: Path) -> None:
         """Before `open` and after `aclose` every call is refused, and `aclose` is harmless."""
         store = self.make(tmp_path)
@@ -362,15 +577,11 @@ class StoreContract:
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(data=st.data())
-    def test_pages_agree_with_a_model(self, data: st.DataObject) -> None:
+    async def test_pages_agree_with_a_model(self, data: st.DataObject) -> None:
         """Any page, with any bounds, over any history of appends and removals, is what a plain list gives."""
-
-        async def check() -> None:
-            with TemporaryDirectory() as folder:
-                async with self.opened(Path(folder)) as store:
-                    await _compare(store, data)
-
-        asyncio.run(check())
+        with TemporaryDirectory() as folder:
+            async with self.opened(Path(folder)) as store:
+                await _compare(store, data)
 
 
 async def _compare(store: Store, data: st.DataObject) -> None:

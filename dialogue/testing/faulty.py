@@ -1,16 +1,13 @@
-"""The doubles that Dialogue's own tests use, for yours.
-
-They wrap a real store; nothing here pretends to be one.
-"""
+"""A store that fails on purpose. It wraps a real one; nothing here pretends to be one."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 
-from .errors import StoreError
-from .events import Draft
-from .storage.base import (
+from ..errors import StoreError
+from ..events import Draft
+from ..storage.base import (
     Appended,
     FeedItem,
     LogPage,
