@@ -15,6 +15,7 @@ from .config import EventType, Hooks, Limits, RoomConfig, RoomTypes
 from .errors import ConfigError, LifespanNotRunning, StartError
 from .events import Ack
 from .server.handles import Client, RoomHandle
+from .server.health import report
 from .server.hooks import HookRegistry, event_filter, room_filter
 from .server.hub import Hub
 from .server.metrics import Metrics
@@ -29,11 +30,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _HookArchive(Archive):
-    """The archive that ``on_cleanup``, ``on_load`` and ``on_load_before`` make."""
+    """The archive that ``on_cleanup``, ``on_load``, ``on_load_before`` and ``on_erase`` make."""
 
     def __init__(self, hooks: HookRegistry, *, is_keyset: bool) -> None:
         self._hooks = hooks
         self.is_keyset = is_keyset
+        self.can_erase = hooks.has("on_erase")
 
     async def cleanup(self, room_id: str, event_name: str, events: list[Any]) -> None:
         # No time limit: a retry may only start after the earlier call has ended.
@@ -52,6 +54,9 @@ class _HookArchive(Archive):
         return await self._hooks.call(
             "on_load_before", seconds=None, room_id=room_id, event_name=event_name, before=before, limit=limit
         )
+
+    async def erase(self, user_id: str) -> None:
+        await self._hooks.call("on_erase", seconds=None, user_id=user_id)
 
 
 def _make_store(store: str | Store | None) -> Store:
@@ -166,6 +171,10 @@ class Dialogue:
         """Register its keyset form: ``room_id``, ``event_name``, ``before`` (a seq), ``limit``; newest first."""
         return self._add("on_load_before", function)
 
+    def on_erase(self, function: F) -> F:
+        """Register the hook that blanks a user's rows in your own storage: ``user_id``."""
+        return self._add("on_erase", function)
+
     @overload
     def before_join(self, *rooms: F) -> F: ...
     @overload
@@ -257,7 +266,7 @@ class Dialogue:
         """Run the server side: open the store, serve until left, then stop gracefully.
 
         Raises:
-            StartError: It is running already, or the store cannot be opened; the message names the remedy.
+            StartError: It is running already, or store or archive cannot be opened; the message names the remedy.
             ConfigError: The hooks do not fit together.
         """
         if self._hub is not None:
@@ -286,31 +295,38 @@ class Dialogue:
         try:
             await self.store.open()
             try:
+                if archive is not None:
+                    await archive.open(epoch=self.store.epoch)
                 self._warn(archive)
                 async with hub:
                     yield
                 self._unflushed = hub.unflushed_events
             finally:
-                await self.store.aclose()
+                try:
+                    if archive is not None:
+                        await archive.aclose()
+                finally:
+                    await self.store.aclose()
         finally:
             self._hub = self._loop = None
 
     def _check_archive(self) -> tuple[Archive | None, bool]:
-        has_hooks = any(map(self._hooks.has, ("on_cleanup", "on_load", "on_load_before")))
+        has_hooks = any(map(self._hooks.has, ("on_cleanup", "on_load", "on_load_before", "on_erase")))
         if self._archive is not None:
             if has_hooks:
                 raise ConfigError(
                     "Dialogue, field 'archive'",
-                    "there are on_cleanup or on_load hooks too",
+                    "there are on_cleanup, on_load or on_erase hooks too",
                     "Use one or the other",
                 )
             return self._archive, True
         if not has_hooks:
             return None, False
         if not self._hooks.has("on_cleanup"):
+            found = "on_erase" if self._hooks.has("on_erase") else "on_load"
             raise ConfigError(
-                "hook 'on_load'",
-                "there is no on_cleanup hook, so nothing would ever be there to load",
+                f"hook {found!r}",
+                f"there is no on_cleanup hook, so nothing would ever be there to {found.removeprefix('on_')}",
                 "Register on_cleanup too",
             )
         is_readable = self._hooks.has("on_load") or self._hooks.has("on_load_before")
@@ -442,17 +458,5 @@ class Dialogue:
         return self._allowed_origins
 
     def health(self) -> dict[str, Any]:
-        """Return the state of each tier."""
-        hub = self._hub
-        state: dict[str, Any] = {"status": "ok" if hub is not None and not hub.is_stopping else "stopping"}
-        if hub is not None:
-            state |= {
-                "epoch": hub.store.epoch,
-                "is_durable": hub.store.is_durable,
-                "connections": len(hub.sessions),
-                "open_rooms": len(hub.rooms),
-                "events_waiting_for_append": hub.commit.waiting_events,
-            }
-            if hub.handover is not None:
-                state["events_waiting_for_cleanup"] = hub.handover.pending_events
-        return state
+        """Return the state of each tier; see `dialogue.server.health.report`."""
+        return report(self._hub)

@@ -454,6 +454,7 @@ class Hooks:
     on_cleanup: Hook | None = None
     on_load: Hook | None = None
     on_load_before: Hook | None = None
+    on_erase: Hook | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..events import Draft, EncodedEvent
 from ..storage.base import Appended, Store
+from ..storage.condition import Condition
 from .metrics import Metrics
 
 T = TypeVar("T")
@@ -144,6 +145,7 @@ class GroupCommit:
         self._queue_bytes = 0
         self._group: list[Submission | _Lookup] = []
         self._task: asyncio.Task[None] | None = None
+        self.condition = Condition()
 
     @property
     def waiting_events(self) -> int:
@@ -324,6 +326,7 @@ class GroupCommit:
         )
         for item in self._group:
             if item.deadline <= now:
+                self.condition.failed(error)
                 item.fail(error)
         # What is still queued and past its deadline was never sent to the store: it is taken out.
         while self._queue and self._queue[0].deadline <= now:
@@ -336,6 +339,7 @@ class GroupCommit:
         try:
             with self._metrics.append_seconds.time():
                 results = await self._store.append(drafts)
+            self.condition.succeeded()
             self._metrics.append_events.observe(len(drafts))
         except DraftRefused as error:
             if len(submissions) == 1:
@@ -348,19 +352,22 @@ class GroupCommit:
             return first | await self._append(submissions[middle:])
         except OutcomeUnknown as error:
             self._metrics.append_failures.labels("unknown").inc()
+            self.condition.failed(error)
             self._log.error(
                 "the outcome of an append of %d events is not known: %s", len(drafts), _why(error)
             )
             results = await self._settle(drafts)
         except StoreUnavailable as error:
             self._metrics.append_failures.labels("unavailable").inc()
+            self.condition.failed(error)
             self._log.error("the store did not take %d events: %s", len(drafts), _why(error))
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
             return {}
-        except Exception:
+        except Exception as error:
             # Whatever a store raises against its contract, the next append must not leave a hole behind this one.
             self._log.exception("an append of %d events failed in a way that no store should", len(drafts))
             self._metrics.append_failures.labels("internal").inc()
+            self.condition.failed(error)
             results = await self._settle(drafts)
         settled = {
             id(submission): result
@@ -376,8 +383,11 @@ class GroupCommit:
         bound = _FIRST_SETTLE_SECONDS
         while True:
             try:
-                return await self._store.settle(drafts)
+                settled = await self._store.settle(drafts)
+                self.condition.succeeded()
+                return settled
             except StoreUnavailable as error:
+                self.condition.failed(error)
                 self._log.error("an append's outcome is unknown and the store cannot be asked: %s", error)
             await asyncio.sleep(self._random.uniform(0, bound))
             bound = min(bound * 2, _LONGEST_SETTLE_SECONDS)

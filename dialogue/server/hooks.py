@@ -24,10 +24,11 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "on_cleanup": frozenset({"room_id", "event_name", "events"}),
     "on_load": frozenset({"room_id", "event_name", "start", "end"}),
     "on_load_before": frozenset({"room_id", "event_name", "before", "limit"}),
+    "on_erase": frozenset({"user_id"}),
 }
 """What each hook may ask for (DESIGN of the hooks: `docs/reference/hooks.md`)."""
 
-SINGLE = frozenset({"authenticate", "on_cleanup", "on_load", "on_load_before"})
+SINGLE = frozenset({"authenticate", "on_cleanup", "on_load", "on_load_before", "on_erase"})
 """Hooks of which there can be only one: their answer is the answer."""
 
 INLINE = frozenset({"before_each"})

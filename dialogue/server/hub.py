@@ -36,6 +36,7 @@ from ..storage.cleanup import HandOver
 from .admit import Admission, publishing_in
 from .group_commit import GroupCommit, Outcome, Submission
 from .handles import Context, bounds_below
+from .health import show_progress
 from .hooks import HookRegistry
 from .metrics import Metrics
 from .notifier import Notifier
@@ -150,7 +151,7 @@ class Hub:
             logger=logger,
         )
         self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context)
-        metrics.handover_pending.set_function(lambda: self.handover.pending_events if self.handover else 0)
+        show_progress(metrics, handover=self.handover, reader=self.reader, commit=self.commit)
         metrics.rooms.set_function(lambda: len(self.rooms))
         metrics.connections.set_function(lambda: len(self.sessions))
 

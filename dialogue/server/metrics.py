@@ -28,6 +28,30 @@ class Metrics:
         self.handover_pending = Gauge(
             "dialogue_handover_pending_events", "Events that wait for on_cleanup in memory", registry=r
         )
+        self.handover_waiting_events = Gauge(
+            "dialogue_handover_waiting_events", "Evicted events that on_cleanup has not got", registry=r
+        )
+        self.handover_waiting_streams = Gauge(
+            "dialogue_handover_waiting_streams", "Streams that have such events", registry=r
+        )
+        self.handover_failing_streams = Gauge(
+            "dialogue_handover_failing_streams", "Streams whose newest on_cleanup failed", registry=r
+        )
+        self.handover_failing_seconds = Gauge(
+            "dialogue_handover_failing_seconds", "For how long the longest-failing stream has", registry=r
+        )
+        self.handover_in_flight = Gauge(
+            "dialogue_handover_calls_in_flight", "Batches being handed over", registry=r
+        )
+        self.handover_longest_call = Gauge(
+            "dialogue_handover_longest_call_seconds", "For how long the longest on_cleanup runs", registry=r
+        )
+        self.load_failing_seconds = Gauge(
+            "dialogue_load_failing_seconds", "For how long on_load has failed", registry=r
+        )
+        self.log_failing_seconds = Gauge(
+            "dialogue_log_failing_seconds", "For how long appends have failed", registry=r
+        )
         self.errors = Counter("dialogue_errors", "Commands refused", ["code"], registry=r)
         self.closes = Counter("dialogue_closes", "Connections closed by the server", ["code"], registry=r)
         self.refused = Counter(

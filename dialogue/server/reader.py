@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Awaitable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..config import Limits
@@ -30,13 +30,23 @@ from ..events import EncodedEvent
 from ..storage.archive import Archive, encode_row
 from ..storage.base import LogPage, Store
 from ..storage.cleanup import Gate, HandOver
+from ..storage.condition import Condition, describe
 from .metrics import Metrics
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 _REPLAY_STEP = 100
 """Events that a replay reads at a time."""
+
+
+async def _heard(rows: Awaitable[T]) -> T:
+    """Return *rows*; SystemExit, with which a task would end the whole server, is a failure like others."""
+    try:
+        return await rows
+    except SystemExit as error:
+        raise RuntimeError("it raised SystemExit") from error
 
 
 class JoinPage(NamedTuple):
@@ -67,16 +77,21 @@ class Reader:
         self._store = store
         self._archive = archive
         self._handover = handover
-        self._ability = ArchiveAbility(archive.is_keyset) if archive is not None else None
         self._limits = limits
         self._metrics = metrics
         self._log = logger
         self._loads: set[asyncio.Task[Any]] = set()
+        self.load_condition = Condition()
 
     @property
     def has_archive(self) -> bool:
         """Whether there is something below the log."""
         return self._archive is not None
+
+    @property
+    def _ability(self) -> ArchiveAbility | None:
+        # Not kept: an archive learns what it can do when it is opened, which is after this was made.
+        return ArchiveAbility(self._archive.is_keyset) if self._archive is not None else None
 
     async def older(self, room: Room, bounds: Mapping[str, Bound], *, limit: int) -> Slice:
         """Return the newest *limit* events below *bounds*, cut at ``limits.page_bytes``."""
@@ -206,11 +221,7 @@ class Reader:
             async with asyncio.timeout(self._limits.hook_seconds):
                 await gate.begin_load()
         except TimeoutError:
-            self._log.warning(
-                "on_load for room %r, event %r waited too long for on_cleanup to return",
-                room_id,
-                request.event_name,
-            )
+            self._load_failed(room_id, request, "waited too long for on_cleanup to return")
             return Unavailable()
         # The load is a task of its own: a reader that goes away or runs out of time must not end it half way, and
         # the gate stays closed to on_cleanup until it has really returned.
@@ -220,20 +231,36 @@ class Reader:
         try:
             done, _ = await asyncio.wait({task}, timeout=self._limits.hook_seconds)
             if not done:
-                self._log.warning("on_load for room %r, event %r takes too long", room_id, request.event_name)
+                self._load_failed(room_id, request, "takes too long")
                 gate.late_loads += 1
                 task.add_done_callback(lambda _: self._end_late_load(gate))
-                task.add_done_callback(self._log_late_failure)
+                task.add_done_callback(lambda done: self._late_load_ended(done, room_id, request))
                 return Unavailable()
-            return LogPage(task.result(), 0, 0)
+            page = LogPage(task.result(), 0, 0)
+            self.load_condition.succeeded()
+            return page
         except asyncio.CancelledError:
-            task.add_done_callback(self._log_late_failure)
+            task.add_done_callback(lambda done: self._late_load_ended(done, room_id, request))
             raise
-        except Exception:
-            self._log.warning(
-                "on_load failed for room %r, event %r", room_id, request.event_name, exc_info=True
-            )
+        except Exception as error:
+            self._load_failed(room_id, request, "failed", error)
             return Unavailable()
+
+    def _load_failed(
+        self, room_id: str, request: ReadArchive, what: str, error: BaseException | None = None
+    ) -> None:
+        line = self.load_condition.failed(error)
+        if line is None:
+            return
+        self._log.warning(
+            "on_load %s for room %r, event %r%s. Failures since the last such line: %d",
+            what,
+            room_id,
+            request.event_name,
+            f" ({describe(error)})" if error is not None else "",
+            line.failures,
+            exc_info=error if line.has_traceback else None,
+        )
 
     def _end_load(self, task: asyncio.Task[Any], gate: Gate) -> None:
         self._loads.discard(task)
@@ -249,9 +276,14 @@ class Reader:
             task.cancel()
         await asyncio.gather(*self._loads, return_exceptions=True)
 
-    def _log_late_failure(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self._log.warning("on_load failed after its reader had gone", exc_info=task.exception())
+    def _late_load_ended(self, task: asyncio.Task[Any], room_id: str, request: ReadArchive) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._load_failed(room_id, request, "failed after its reader had gone", error)
+        else:
+            self.load_condition.succeeded()
 
     async def _load_rows(self, room_id: str, request: ReadArchive) -> list[EncodedEvent]:
         assert self._archive is not None
@@ -260,13 +292,13 @@ class Reader:
         is_keyset = self._archive.is_keyset and request.before_seq is not None
         if is_keyset:
             assert request.before_seq is not None
-            rows = await self._archive.load_before(room_id, name, request.before_seq, limit)
+            rows = await _heard(self._archive.load_before(room_id, name, request.before_seq, limit))
         else:
             state = (await self._store.head(room_id)).streams.get(name)
             handed_through = state.handed_through if state is not None else 0
             # Counted from what has been handed over now: positions stay, offsets shift with every hand-over.
             start = max(0, handed_through - (request.before_position - 1))
-            rows = await self._archive.load(room_id, name, start, start + limit)
+            rows = await _heard(self._archive.load(room_id, name, start, start + limit))
         events = [
             encode_row(
                 row, room_id=room_id, event_name=name, position=request.before_position - 1 - n, epoch=epoch

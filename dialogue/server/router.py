@@ -58,7 +58,7 @@ def make_ops_router(dialogue: Dialogue) -> APIRouter:
     @router.get("/health")
     async def health() -> JSONResponse:
         state = dialogue.health()
-        return JSONResponse(state, status_code=200 if state["status"] == "ok" else 503)
+        return JSONResponse(state, status_code=200 if state["status"] in ("ok", "degraded") else 503)
 
     @router.get("/metrics")
     async def metrics() -> Response:

@@ -15,10 +15,26 @@ class Archive(ABC):
     """Where evicted events go and come back from.
 
     Attributes:
-        is_keyset: Whether `load_before` works; it is then preferred to `load` wherever a seq is known.
+        is_keyset: Whether `load_before` works; it is then preferred to `load` wherever a seq is known. Looked at
+            after `open`.
+        can_erase: Whether `erase` works. Looked at after `open`.
     """
 
     is_keyset: bool = False
+    can_erase: bool = False
+
+    async def open(self, *, epoch: str) -> None:  # noqa: B027 - only some archives have something to open
+        """Make the archive ready; called once per lifespan, after the log was opened and before anything else.
+
+        Args:
+            epoch: The present life of the log; rows of another one are not reached by seq.
+
+        Raises:
+            StartError: It cannot be used; the message names the remedy.
+        """
+
+    async def aclose(self) -> None:  # noqa: B027 - only some archives have something to close
+        """Release everything, before the log is closed. May be called twice, and without `open`."""
 
     @abstractmethod
     async def cleanup(self, room_id: str, event_name: str, events: list[Event[Any]]) -> None:
@@ -38,6 +54,13 @@ class Archive(ABC):
 
     async def load_before(self, room_id: str, event_name: str, before: int, limit: int) -> Sequence[Any]:
         """Return the newest *limit* events of one stream with a seq below *before*, newest first."""
+        raise NotImplementedError
+
+    async def erase(self, user_id: str) -> None:
+        """Blank what is from *user_id*: data, meta and name; called while no `cleanup` that might hold it runs.
+
+        No row may go away: readers count rows.
+        """
         raise NotImplementedError
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from ..config import EventType, Limits
@@ -21,6 +22,7 @@ from ..errors import StoreError
 from ..events import Event
 from .archive import Archive
 from .base import Store
+from .condition import Condition
 
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 30.0
@@ -88,35 +90,63 @@ class Gate:
             self._wake()
 
 
+class HandOverStatistics(NamedTuple):
+    """How far the hand-over is, at one moment.
+
+    Attributes:
+        waiting_events: Evicted events for which ``cleanup`` has not returned, wherever they wait. While a server
+            that has just started looks through its log for more, those it has not come to are not counted.
+        waiting_streams: Streams that have such events.
+        failing_streams: Those whose newest call of ``cleanup`` failed.
+        failing_seconds: For how long the longest-failing one has; 0 when none is.
+        calls_in_flight: Batches that are being read from the log or are with ``cleanup``.
+        longest_call_seconds: How long the longest of the calls of ``cleanup`` has been running; 0 when none is.
+        last_error: What the newest failure was, without data; None when there was none.
+    """
+
+    waiting_events: int
+    waiting_streams: int
+    failing_streams: int
+    failing_seconds: float
+    calls_in_flight: int
+    longest_call_seconds: float
+    last_error: str | None
+
+
 class _Stream:
     """A stream with something to hand over.
 
     Attributes:
         evicted_through: The newest position that may be handed over.
+        handed_through: The newest position that has been, as far as it is known here.
         batch: The bounds of the batch being tried, inclusive: a retry has the same ones.
         has_returned: Whether ``cleanup`` has returned for the batch, and only the store must be told.
-        failures: In a row.
+        failures: In a row, of ``cleanup`` or of the store.
+        called_at: When the running call of ``cleanup`` began (monotonic).
         retry: The timer of the next try; while it runs, what is evicted meanwhile waits with the rest.
     """
 
     __slots__ = (
         "batch",
+        "called_at",
         "event_name",
         "evicted_through",
         "failures",
+        "handed_through",
         "has_returned",
         "is_queued",
         "retry",
         "room_id",
     )
 
-    def __init__(self, room_id: str, event_name: str) -> None:
+    def __init__(self, room_id: str, event_name: str, handed_through: int) -> None:
         self.room_id = room_id
         self.event_name = event_name
-        self.evicted_through = 0
+        self.evicted_through = self.handed_through = handed_through
         self.batch: tuple[int, int] | None = None
         self.has_returned = False
         self.failures = 0
+        self.called_at: float | None = None
         self.is_queued = False
         self.retry: asyncio.TimerHandle | None = None
 
@@ -158,6 +188,12 @@ class HandOver:
         self._work = asyncio.Semaphore(0)
         self._gates: WeakValueDictionary[tuple[str, str], Gate] = WeakValueDictionary()
         self._progress = asyncio.Condition()
+        self._condition = Condition()
+        # When each began to fail; the first one has failed for longest.
+        self._failing: dict[_Stream, float] = {}
+        self._waiting_events = 0
+        self._waiting_streams = 0
+        self._in_flight: dict[_Stream, asyncio.Future[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
         self.pending_events = 0
@@ -187,16 +223,61 @@ class HandOver:
             gate = self._gates[key] = Gate()
         return gate
 
-    def evicted(self, room_id: str, event_name: str, through: int) -> None:
-        """Note that the events of a stream up to position *through* (inclusive) have left the ring."""
+    def evicted(
+        self, room_id: str, event_name: str, through: int, *, handed_through: int | None = None
+    ) -> None:
+        """Note that the events of a stream up to position *through* (inclusive) have left the ring.
+
+        Args:
+            handed_through: What has been handed over, where it is known; else a stream of which nothing was
+                waiting has one event more than that.
+        """
         key = (room_id, event_name)
         stream = self._streams.get(key)
         if stream is None:
-            stream = self._streams[key] = _Stream(room_id, event_name)
-        stream.evicted_through = max(stream.evicted_through, through)
+            known = through - 1 if handed_through is None else handed_through
+            stream = self._streams[key] = _Stream(room_id, event_name, known)
+        self._move(stream, evicted_through=through)
         if not self._store.is_durable:
             self.pending_events += 1
         self._queue(stream)
+
+    async def wait_in_flight(self) -> None:
+        """Wait until every batch that is being read from the log, or is with ``cleanup``, has ended or failed.
+
+        What begins meanwhile is not waited for. It has no time limit, as ``cleanup`` has none.
+        """
+        if self._in_flight:
+            await asyncio.wait(list(self._in_flight.values()))
+
+    def statistics(self) -> HandOverStatistics:
+        """Return how far the hand-over is, in a time that does not depend on how much waits."""
+        now = time.monotonic()
+        failing_since = next(iter(self._failing.values()), now)
+        in_flight = list(self._in_flight)
+        called = [stream.called_at for stream in in_flight if stream.called_at is not None]
+        return HandOverStatistics(
+            waiting_events=self._waiting_events,
+            waiting_streams=self._waiting_streams,
+            failing_streams=len(self._failing),
+            failing_seconds=now - failing_since,
+            calls_in_flight=len(in_flight),
+            longest_call_seconds=now - min(called) if called else 0.0,
+            last_error=self._condition.last_error,
+        )
+
+    def _move(
+        self, stream: _Stream, *, evicted_through: int | None = None, handed_through: int | None = None
+    ) -> None:
+        """Set how far a stream is, and keep the totals right."""
+        before = max(0, stream.evicted_through - stream.handed_through)
+        if evicted_through is not None:
+            stream.evicted_through = max(stream.evicted_through, evicted_through)
+        if handed_through is not None:
+            stream.handed_through = handed_through
+        after = max(0, stream.evicted_through - stream.handed_through)
+        self._waiting_events += after - before
+        self._waiting_streams += (after > 0) - (before > 0)
 
     async def flush(self, *, with_rings: bool) -> int:
         """Hand over what waits, for at most ``limits.stop_seconds``, or a second where a log keeps it.
@@ -209,8 +290,10 @@ class HandOver:
         """
         if with_rings:
             async for room_id, event_name, state in self._store.streams():
-                stream = self._streams.setdefault((room_id, event_name), _Stream(room_id, event_name))
-                stream.evicted_through = state.last
+                stream = self._streams.setdefault(
+                    (room_id, event_name), _Stream(room_id, event_name, state.handed_through)
+                )
+                self._move(stream, evicted_through=state.last)
                 self._queue(stream)
         self._cancel_retries()
         for stream in self._streams.values():
@@ -243,7 +326,12 @@ class HandOver:
                     event_type = self._event_type(room_id, event_name)
                     limit = event_type.history.limit if event_type and event_type.history else None
                     if limit is not None and state.last - limit > state.handed_through:
-                        self.evicted(room_id, event_name, state.last - limit)
+                        self.evicted(
+                            room_id,
+                            event_name,
+                            state.last - limit,
+                            handed_through=state.handed_through,
+                        )
                     while len(self._streams) > _SCAN_AHEAD:
                         async with self._progress:
                             await self._progress.wait()
@@ -259,23 +347,21 @@ class HandOver:
         while True:
             await self._work.acquire()
             stream = self._ready.popleft()
+            ended = self._in_flight[stream] = asyncio.get_running_loop().create_future()
             try:
                 is_done = await self._hand_over(stream)
-            except Exception:
-                # CancelledError passes: the batch stays in the store and is handed over at the next start.
-                stream.failures += 1
+            except BaseException as error:
+                # Our own cancellation passes: the batch stays in the store and is handed over at the next start.
+                # A hook may raise one as well, or SystemExit, and neither may end the worker unheard.
+                if isinstance(error, KeyboardInterrupt) or self._is_cancelled():
+                    raise
                 stream.is_queued = False
+                self._failed(stream, error)
                 self._retry(stream)
-                self._count("failed", stream.batch[1] - stream.batch[0] + 1 if stream.batch else 0)
-                self._log.warning(
-                    "on_cleanup failed for room %r, event %r (%d times in a row); its events stay readable and it is "
-                    "tried again",
-                    stream.room_id,
-                    stream.event_name,
-                    stream.failures,
-                    exc_info=True,
-                )
                 continue
+            finally:
+                del self._in_flight[stream]
+                ended.set_result(None)
             stream.failures = 0
             stream.is_queued = False
             if is_done:
@@ -284,6 +370,30 @@ class HandOver:
                 self._queue(stream)
             async with self._progress:
                 self._progress.notify_all()
+
+    @staticmethod
+    def _is_cancelled() -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    def _failed(self, stream: _Stream, error: BaseException) -> None:
+        stream.failures += 1
+        self._count("failed", stream.batch[1] - stream.batch[0] + 1 if stream.batch else 0)
+        line = self._condition.failed(error)
+        if line is None:
+            return
+        self._log.warning(
+            "%s for room %r, event %r (%d times in a row); its events stay readable and it is tried again. "
+            "Failures since the last such line: %d",
+            "the hand-over's place could not be read or kept"
+            if stream not in self._failing
+            else "on_cleanup failed",
+            stream.room_id,
+            stream.event_name,
+            stream.failures,
+            line.failures,
+            exc_info=error if line.has_traceback else None,
+        )
 
     def _retry_seconds(self, failures: int) -> float:
         bound: float = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 16))
@@ -312,7 +422,9 @@ class HandOver:
         async with gate.cleanup():
             if stream.batch is None:
                 state = (await self._store.head(room_id)).streams.get(event_name)
-                if state is None or stream.evicted_through <= state.handed_through:
+                handed_through = stream.evicted_through if state is None else state.handed_through
+                self._move(stream, handed_through=handed_through)
+                if state is None or stream.evicted_through <= handed_through:
                     return True
                 first = state.handed_through + 1
                 through = min(
@@ -330,12 +442,26 @@ class HandOver:
                     Event.decode(event, epoch=self._store.epoch, event_type=event_type)
                     for event in page.events
                 ]
-                await self._archive.cleanup(room_id, event_name, events)
+                await self._clean_up(stream, events)
                 stream.has_returned = True
             await self._store.mark_handed(room_id, event_name, through)
             if not self._store.is_durable:
                 await self._store.remove(room_id, event_name, through)
                 self.pending_events = max(0, self.pending_events - (through - first + 1))
             stream.batch = None
+            self._move(stream, handed_through=through)
             self._count("handed", through - first + 1)
         return stream.evicted_through <= through
+
+    async def _clean_up(self, stream: _Stream, events: list[Event[Any]]) -> None:
+        stream.called_at = time.monotonic()
+        try:
+            await self._archive.cleanup(stream.room_id, stream.event_name, events)
+        except BaseException:
+            self._failing.setdefault(stream, time.monotonic())
+            raise
+        finally:
+            stream.called_at = None
+        self._failing.pop(stream, None)
+        if not self._failing:
+            self._condition.succeeded()
