@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .app import Dialogue
-from .config import EventType, History, Hooks, Limits, RoomConfig, define_event
+from .config import EventType, History, Hooks, Limits, Retention, RoomConfig, define_event
 from .errors import (
     Backpressure,
     Blocked,
     CommandError,
     ConfigError,
     ConnectionLost,
+    CursorExpired,
     DialogueError,
     EventNotAllowed,
     Internal,
@@ -69,6 +70,7 @@ __all__ = [
     "ConfigError",
     "ConnectionLost",
     "Context",
+    "CursorExpired",
     "Dialogue",
     "DialogueClient",
     "DialogueError",
@@ -89,6 +91,7 @@ __all__ = [
     "NotJoined",
     "PermissionDenied",
     "RateLimited",
+    "Retention",
     "RoomConfig",
     "RoomExists",
     "RoomFull",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .config import EventType, Hooks, Limits, RoomConfig, RoomTypes
 from .errors import ConfigError, LifespanNotRunning, StartError
-from .events import Ack
+from .events import Ack, Event
 from .server.handles import Client, RoomHandle
 from .server.health import report
 from .server.hooks import HookRegistry, event_filter, room_filter
@@ -208,6 +208,17 @@ class Dialogue:
         is asked for these types only.
         """
         return self._narrowed("before_each", events)
+
+    @overload
+    def can_edit(self, *events: F) -> F: ...
+    @overload
+    def can_edit(self, *events: EventType[Any] | str) -> Callable[[F], F]: ...
+    def can_edit(self, *events: Any) -> Any:
+        """Register who else than its sender may edit or delete an event: ``context``, ``client``, ``event``.
+
+        True allows it. ``@dialogue.can_edit(message)`` is asked for these types only.
+        """
+        return self._narrowed("can_edit", events)
 
     @overload
     def after_each(self, *events: F) -> F: ...
@@ -407,6 +418,83 @@ class Dialogue:
             hub.trigger(room_id, event, data, sender=sender, meta=meta, key=key), loop
         )
         return future.result()
+
+    async def edit(
+        self, room_id: str, seq: int, data: Any, *, sender: str = "system", key: str | None = None
+    ) -> Ack:
+        """Replace the data of an event, and tell its room with a recorded ``$edit``.
+
+        The event keeps its seq, sender, timestamp and meta; whoever reads it from now on gets the new data.
+
+        Args:
+            seq: The event's.
+            data: An instance of the event's schema, or plain data that fits it.
+            sender: Who edits.
+            key: Idempotency key, scoped to (room, sender).
+
+        Returns:
+            What was recorded: seq and id are those of the ``$edit``.
+
+        Raises:
+            InvalidRequest: There is no such event in the log, or it is deleted.
+            CommandError: As for `trigger`.
+            LifespanNotRunning: The server side is not running.
+        """
+        hub = self.hub()
+        return await hub.changes.change(room_id, seq, encode=hub.encoder(data), sender=sender, key=key)
+
+    async def delete(self, room_id: str, seq: int, *, sender: str = "system", key: str | None = None) -> Ack:
+        """Delete an event: it becomes a tombstone without data and meta; its room is told with a ``$delete``.
+
+        Args:
+            seq: The event's.
+            sender: Who deletes.
+            key: Idempotency key, scoped to (room, sender).
+
+        Returns:
+            What was recorded: seq and id are those of the ``$delete``.
+
+        Raises:
+            InvalidRequest: There is no such event in the log, or it is deleted.
+            CommandError: As for `trigger`.
+            LifespanNotRunning: The server side is not running.
+        """
+        return await self.hub().changes.change(room_id, seq, encode=None, sender=sender, key=key)
+
+    async def erase_user(self, user_id: str) -> int:
+        """Erase everything that a user has sent: data, meta, key and name.
+
+        Each event becomes a tombstone from ``$erased``, and its room is told with a ``$delete``. Then, when no
+        hand-over is under way that could still carry it, ``on_erase`` (or the archive) is asked to do the same.
+        What the user sends meanwhile is not waited for: keep them out first. Called again it goes on where it ended.
+
+        Returns:
+            How many events in the log were erased.
+
+        Raises:
+            ConfigError: There is an ``on_cleanup`` hook but no ``on_erase``; nothing was erased.
+            CommandError: The store did not take it all; call again.
+            LifespanNotRunning: The server side is not running.
+        """
+        return await self.hub().changes.erase_user(user_id)
+
+    async def feed(self, *, after: int | None = None, epoch: str | None = None) -> AsyncIterator[Event[Any]]:
+        """Iterate over the recorded events of all rooms in order of ``id``: those in the log, then live ones.
+
+        Each event comes once. Whoever keeps the last ``event.id`` that was dealt with, and gives it as *after* the
+        next time, misses none. When the store cannot be read the iteration waits for it; when the server stops, it
+        ends.
+
+        Args:
+            after: Exclusive; 0 for everything there is. None: from now on.
+            epoch: The ``event.epoch`` that *after* belongs to; checked if given.
+
+        Raises:
+            CursorExpired: Events above *after* have been removed from the log, or *epoch* is another one.
+            LifespanNotRunning: The server side is not running.
+        """
+        async for event in self.hub().feeds.read(after, epoch):
+            yield event
 
     def room(self, room_id: str) -> RoomHandle:
         """Return a room by its id; it need not be in memory.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter
 
 from .core.patterns import RoomPattern, room_id_problem
 from .errors import ConfigError
-from .events import KINDS, Kind
+from .events import DELETE, EDIT, KINDS, Kind
 
 T = TypeVar("T")
 
@@ -32,17 +33,88 @@ def event_name_problem(name: str) -> str | None:
     return None
 
 
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d|w)")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long a type's events stay in the log; what is beyond either bound is removed for good.
+
+    With an archive nothing is removed before ``on_cleanup`` has returned for it.
+
+    Args:
+        max_age: A number and a unit (``"30d"``; units are s, m, h, d, w), a `timedelta`, or seconds. It counts from
+            an event's timestamp and also empties memory. None for no bound.
+        max_events: The newest events of each room that are kept, at least the history's ``limit``. None for no
+            bound.
+    """
+
+    max_age: str | timedelta | float | None = None
+    max_events: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_age is None and self.max_events is None:
+            raise ConfigError("Retention", "neither max_age nor max_events is given", "Give one of them")
+        count = self.max_events
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ConfigError(
+                "Retention, field 'max_events'",
+                f"{count!r} is not a whole number of at least 1",
+                "Give the number of newest events to keep in each room",
+            )
+        seconds = self.max_age_seconds
+        if seconds is not None and not 0 < seconds < 1e11:
+            raise ConfigError(
+                "Retention, field 'max_age'", f"{self.max_age!r} is not a time above 0", 'Write "30d"'
+            )
+
+    @property
+    def max_age_seconds(self) -> float | None:
+        """``max_age`` in seconds."""
+        age = self.max_age
+        if age is None:
+            return None
+        if isinstance(age, timedelta):
+            return age.total_seconds()
+        if isinstance(age, int | float) and not isinstance(age, bool):
+            return float(age)
+        found = _AGE.fullmatch(age.strip()) if isinstance(age, str) else None
+        if found is None:
+            raise ConfigError(
+                "Retention, field 'max_age'",
+                f"{age!r} is no time",
+                'Write a number and a unit (s, m, h, d, w), e.g. "30d"',
+            )
+        return float(found[1]) * _UNIT_SECONDS[found[2]]
+
+
 @dataclass(frozen=True, slots=True)
 class History:
-    """That a type's events are recorded, and how many stay in memory.
+    """That a type's events are recorded, how many stay in memory, and how long they stay in the log.
 
     Args:
         limit: The newest events of each room that are kept in memory, at least 1. It never limits reading.
+        retention: When events leave the log; None: never.
     """
 
     limit: int = 100
+    retention: Retention | None = None
 
     def __post_init__(self) -> None:
+        retention = self.retention
+        if retention is not None and not isinstance(retention, Retention):
+            raise ConfigError(
+                "History, field 'retention'",
+                f"{retention!r} is not a Retention",
+                'Write retention=Retention(max_age="30d")',
+            )
+        if retention is not None and (retention.max_events or self.limit) < self.limit:
+            raise ConfigError(
+                "History, field 'retention'",
+                f"max_events ({retention.max_events}) is below the limit of what is in memory ({self.limit})",
+                "Make the limit smaller, or keep more events",
+            )
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or self.limit < 1:
             raise ConfigError(
                 "History, field 'limit'",
@@ -222,7 +294,15 @@ class RoomType:
         default_subscriptions: Names, or None for all.
     """
 
-    __slots__ = ("admits_any_event", "config", "default_subscriptions", "events", "pattern", "template")
+    __slots__ = (
+        "_changes",
+        "admits_any_event",
+        "config",
+        "default_subscriptions",
+        "events",
+        "pattern",
+        "template",
+    )
 
     def __init__(self, template: str, config: RoomConfig) -> None:
         where = f"room {template!r}"
@@ -295,9 +375,11 @@ class RoomType:
                 names.append(name)
             self.default_subscriptions = frozenset(names)
 
+        self._changes = _change_types(self.events.values())
+
     def event_type(self, name: str) -> EventType[Any] | None:
         """Return the type of event *name* in this room, or None when the room does not admit it."""
-        found = self.events.get(name)
+        found = self.events.get(name) or self._changes.get(name)
         if found is None and self.admits_any_event and event_name_problem(name) is None:
             return EventType(name=name, history=UNDECLARED_HISTORY)
         return found
@@ -308,6 +390,26 @@ class RoomType:
         if sync is True:
             return event_type.history.limit if event_type.history else 0
         return int(sync)
+
+
+def _change_types(events: Iterable[EventType[Any]]) -> dict[str, EventType[Any]]:
+    """Return the types of the `EDIT` and `DELETE` events of a room with *events*.
+
+    They say what events have become, so they stay no longer than the shortest age among those, and as many as the
+    largest count.
+    """
+    retentions = [event.history.retention for event in events if event.history and event.history.retention]
+    ages = [retention.max_age_seconds for retention in retentions if retention.max_age_seconds is not None]
+    counts = [retention.max_events for retention in retentions if retention.max_events is not None]
+    limit = UNDECLARED_HISTORY.limit
+    retention = None
+    if ages or counts:
+        retention = Retention(min(ages, default=None), max(max(counts), limit) if counts else None)
+    history = History(limit, retention)
+    return {
+        name: EventType(name=name, history=history, publish="server", counts_unread=False)
+        for name in (EDIT, DELETE)
+    }
 
 
 class RoomTypes:
@@ -339,6 +441,16 @@ class RoomTypes:
                         "Give one of them a prefix of its own",
                     )
             self.patterns.append(room_type)
+
+    def expiring_names(self) -> list[str]:
+        """Return the names of the events that have a retention in some room."""
+        names: dict[str, None] = {}
+        for room_type in (*self.exact.values(), *self.patterns):
+            for name in (*room_type.events, EDIT, DELETE):
+                event_type = room_type.event_type(name)
+                if event_type is not None and event_type.history and event_type.history.retention:
+                    names[name] = None
+        return list(names)
 
     def find(self, room_id: str) -> tuple[RoomType, dict[str, str]] | None:
         """Return the type of a room and its parameters, or None when no declaration covers *room_id*."""
@@ -416,6 +528,17 @@ class Limits(BaseModel):
     idle_seconds: float = Field(
         60.0, gt=0, description="how long an unused room of a durable store stays in memory"
     )
+    retention_seconds: float = Field(
+        60.0, gt=0, description="time between two looks for what retention removes"
+    )
+    retention_batch_events: int = Field(
+        500, ge=1, description="most events that retention removes in one transaction"
+    )
+    feed_queue_events: int = Field(
+        1000,
+        ge=1,
+        description="most events waiting for one reader of a feed; one behind reads the log instead",
+    )
     stop_seconds: float = Field(10.0, gt=0, description="how long a stop waits for appends and hand-overs")
 
     @classmethod
@@ -450,6 +573,7 @@ class Hooks:
     on_joined: Hook | None = None
     on_left: Hook | None = None
     before_each: Hook | None = None
+    can_edit: Hook | None = None
     after_each: Hook | None = None
     on_cleanup: Hook | None = None
     on_load: Hook | None = None

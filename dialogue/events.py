@@ -109,6 +109,8 @@ EDIT = "$edit"
 DELETE = "$delete"
 """The events that tell of a change; their data is ``{"target_seq": …, "event": …}`` and, for an edit, ``"data"``."""
 
+CHANGES = frozenset((EDIT, DELETE))
+
 ERASED_USER = "$erased"
 """Whose events those of an erased user are."""
 
@@ -189,7 +191,7 @@ class Draft(msgspec.Struct):
 def change(encoded: EncodedEvent, target: Target, *, room_id: str) -> EncodedEvent:
     """Return an event as it is after the change to *target*."""
     wire = _decode(encoded.json)
-    is_own = encoded.event in (EDIT, DELETE)
+    is_own = encoded.event in CHANGES
     if target.data_json is not None:
         data_json = target.data_json
     elif is_own:

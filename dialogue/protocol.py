@@ -75,6 +75,19 @@ class Trigger(Command, tag="trigger"):
     key: str | None = None
 
 
+class Edit(Command, tag="edit"):
+    room: str
+    seq: int
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    key: str | None = None
+
+
+class Delete(Command, tag="delete"):
+    room: str
+    seq: int
+    key: str | None = None
+
+
 class HistoryRead(Command, tag="history"):
     room: str
     event: str | None = None
@@ -97,7 +110,9 @@ class Pong(Command, tag="pong"):
     pass
 
 
-AnyCommand = Connect | Join | Leave | Subscribe | Unsubscribe | Trigger | HistoryRead | Rooms | Pong
+AnyCommand = (
+    Connect | Join | Leave | Subscribe | Unsubscribe | Trigger | Edit | Delete | HistoryRead | Rooms | Pong
+)
 
 _frame_decoder = msgspec.json.Decoder(AnyCommand | list[AnyCommand])
 _raw_decoder = msgspec.json.Decoder(list[msgspec.Raw])

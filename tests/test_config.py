@@ -125,7 +125,10 @@ def test_events_of_a_room() -> None:
         {"a": RoomConfig(events="*"), "b": RoomConfig(events=[message])}
     ).exact.values()
     assert any_room.event_type("whatever") is not None
-    assert any_room.event_type("$edit") is None
+    assert any_room.event_type("$unknown") is None
+    change = any_room.event_type("$edit")
+    assert change is not None
+    assert change.publish == "server"
     assert own_room.event_type("message") is message
     assert own_room.event_type("whatever") is None
 

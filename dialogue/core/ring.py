@@ -85,6 +85,25 @@ class Ring:
         self.floor_seq = _seq(evicted)
         return evicted
 
+    def replace(self, event: EncodedEvent) -> None:
+        """Put *event* in the place of the one with its position, if that is here."""
+        index = event.position - self.first_position
+        if 0 <= index < len(self):
+            self._events[self._start + index] = event
+
+    def remove(self, through: int) -> None:
+        """Drop what has left the log: everything up to and including position *through*."""
+        count = min(through - self.first_position + 1, len(self))
+        if count > 0:
+            self.floor_seq = _seq(self._events[self._start + count - 1])
+            del self._events[: self._start + count]
+            self._start = 0
+
+    def find(self, seq: int) -> EncodedEvent | None:
+        """Return the event with *seq*, or None."""
+        index = bisect_left(self._events, seq, lo=self._start, key=_seq)
+        return self._events[index] if index < len(self._events) and self._events[index].seq == seq else None
+
     def position_at(self, seq: int) -> int:
         """Return the position of the first event here with a seq of at least *seq* (``last_position + 1`` if none)."""
         index = bisect_left(self._events, seq, lo=self._start, key=_seq)

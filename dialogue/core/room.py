@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ..config import RoomType
-from ..events import EncodedEvent
+from ..events import CHANGES, EncodedEvent
 from .ring import Ring
 
 
@@ -22,7 +23,12 @@ class Subscription(NamedTuple):
     names: frozenset[str]
 
     def wants(self, event: str) -> bool:
-        """Whether *event* belongs to the subscription."""
+        """Whether *event* belongs to the subscription.
+
+        Changes come with whatever else is wanted: who gets an event is told what became of it.
+        """
+        if event in CHANGES and event not in self.names:
+            return self.is_all or bool(self.names)
         return (event in self.names) is not self.is_all
 
     def add(self, names: Iterable[str]) -> Subscription:
@@ -84,7 +90,17 @@ class Room:
         undeclared: The names that were admitted although none is declared (``events="*"``).
     """
 
-    __slots__ = ("_groups", "last_seq", "last_used", "params", "rings", "room_id", "room_type", "undeclared")
+    __slots__ = (
+        "_groups",
+        "_watches",
+        "last_seq",
+        "last_used",
+        "params",
+        "rings",
+        "room_id",
+        "room_type",
+        "undeclared",
+    )
 
     def __init__(
         self,
@@ -101,7 +117,10 @@ class Room:
         self.last_seq = last_seq
         self.rings: dict[str, Ring] = {} if rings is None else rings
         self.last_used = 0.0
-        self.undeclared = {name for name in self.rings if name not in room_type.events}
+        self.undeclared = {
+            name for name in self.rings if name not in room_type.events and name not in CHANGES
+        }
+        self._watches: list[dict[int, EncodedEvent]] = []
         # A dict keeps joining order, and removes in constant time.
         self._groups: dict[Subscription, dict[Subscriber, None]] = {}
 
@@ -154,6 +173,30 @@ class Room:
         evicted = ring.push(event)
         self.last_seq = event.seq
         return evicted
+
+    @contextmanager
+    def watch(self) -> Iterator[dict[int, EncodedEvent]]:
+        """Yield a mapping that gathers, by seq, what is replaced meanwhile.
+
+        A read that was begun before a change and is answered after its `EDIT` or `DELETE` was told must not bring
+        the old form back.
+        """
+        replaced: dict[int, EncodedEvent] = {}
+        self._watches.append(replaced)
+        try:
+            yield replaced
+        finally:
+            # By identity: two that are empty are equal.
+            self._watches = [watch for watch in self._watches if watch is not replaced]
+
+    def replace(self, event: EncodedEvent) -> None:
+        """Put *event* in the place of its earlier form, in its ring and in the reads that are running."""
+        assert event.seq is not None
+        ring = self.rings.get(event.event)
+        if ring is not None:
+            ring.replace(event)
+        for watch in self._watches:
+            watch[event.seq] = event
 
     def groups(self, events: Sequence[EncodedEvent]) -> list[Group]:
         """Return who gets which of *events*: one entry per distinct selection, so that it is encoded once."""

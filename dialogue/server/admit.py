@@ -12,7 +12,7 @@ from ..config import EventType, Limits
 from ..core import admission
 from ..core.room import Room
 from ..errors import Blocked, CommandError, EventNotAllowed, Internal, InvalidRequest, ValidationFailed
-from ..events import SERVER_KEY_PREFIX, Draft, Event
+from ..events import CHANGES, SERVER_KEY_PREFIX, Draft, Event
 from ..storage.base import Appended
 from .handles import Context, RoomHandle
 from .hooks import HookRegistry
@@ -92,18 +92,41 @@ class Admission:
                 return found._replace(event=None)
         return draft
 
+    async def admit_edit(
+        self, room: Room, event_type: EventType[Any], data_json: bytes, *, sender: str, seq: int
+    ) -> bytes:
+        """Run the hooks over the new data of an event and return what becomes of it.
+
+        The hooks see an `Event` with the target's ``seq``, ``is_edited`` and the editor as its sender; the meta of
+        what they return is left out, because an edit keeps it.
+
+        Raises:
+            CommandError: It is not admitted.
+        """
+        draft = Draft(
+            room_id=room.room_id,
+            event=event_type.name,
+            sender=sender,
+            key=SERVER_KEY_PREFIX,
+            data_json=data_json,
+        )
+        await self._before_each(room, event_type, draft, edited_seq=seq)
+        return draft.data_json
+
     def check_event_name(self, room: Room, name: str) -> None:
         """Check that a room may have events called *name*.
 
         Raises:
             EventNotAllowed: It is not declared, and the room has ``limits.event_names_per_room`` such names.
         """
-        if name in room.room_type.events or name in room.undeclared:
+        if name in room.room_type.events or name in room.undeclared or name in CHANGES:
             return
         if len(room.undeclared) >= self.limits.event_names_per_room:
             raise EventNotAllowed("the room has as many event names as it may have")
 
-    async def _before_each(self, room: Room, event_type: EventType[Any], draft: Draft) -> None:
+    async def _before_each(
+        self, room: Room, event_type: EventType[Any], draft: Draft, *, edited_seq: int | None = None
+    ) -> None:
         handle = RoomHandle(self.context.hub, room.room_id)
         for hook in self.hooks.matching("before_each", room.room_id, draft.event):
             event: Event[Any] = Event(
@@ -114,6 +137,8 @@ class Admission:
                 meta=admission.decode_json(draft.meta_json) if draft.meta_json is not None else None,
                 kind=event_type.kind,
                 key=draft.public_key,
+                seq=edited_seq,
+                is_edited=edited_seq is not None,
                 event_type=event_type,
             )
             token = _publishing_in.set(room.room_id)

@@ -15,10 +15,12 @@ from ..errors import (
     CommandError,
     DraftRefused,
     Internal,
+    InvalidRequest,
     OutcomeUnknown,
     StoreUnavailable,
+    TargetGone,
 )
-from ..events import Draft, EncodedEvent
+from ..events import Ack, Draft, EncodedEvent, Event
 from ..storage.base import Appended, Store
 from ..storage.condition import Condition
 from .metrics import Metrics
@@ -68,6 +70,37 @@ class Outcome(NamedTuple):
     submission: Submission
     appended: Appended | None
     event: EncodedEvent | None
+
+
+class Waiter:
+    """A publisher inside the process.
+
+    Attributes:
+        result: What it is told.
+    """
+
+    __slots__ = ("result",)
+
+    def __init__(self) -> None:
+        self.result: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+
+    def on_recorded(self, submission: Submission, outcome: Outcome) -> None:
+        if not self.result.done():
+            self.result.set_result(ack_of(outcome))
+
+    def on_failed(self, submission: Submission, error: CommandError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+def ack_of(outcome: Outcome) -> Ack:
+    """Return what the publisher of *outcome* is told."""
+    appended = outcome.appended
+    if appended is None:
+        assert outcome.event is not None
+        event: Event[Any] = Event.decode(outcome.event, epoch=None)
+        return Ack(None, None, event.timestamp)
+    return Ack(appended.seq, appended.id, appended.timestamp, appended.is_duplicate)
 
 
 class _Lookup:
@@ -342,6 +375,9 @@ class GroupCommit:
             self.condition.succeeded()
             self._metrics.append_events.observe(len(drafts))
         except DraftRefused as error:
+            if len(submissions) == 1 and isinstance(error, TargetGone):
+                self._fail(submissions, InvalidRequest("the event is not in the log any more, or is deleted"))
+                return {}
             if len(submissions) == 1:
                 self._metrics.append_failures.labels("refused").inc()
                 self._log.warning("the database refuses an event of room %r: %s", drafts[0].room_id, error)

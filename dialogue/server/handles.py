@@ -166,6 +166,16 @@ class RoomHandle:
         """Publish into the room; see `Dialogue.trigger`."""
         return await self._hub.trigger(self.room_id, event, data, sender=sender, meta=meta, key=key)
 
+    async def edit(self, seq: int, data: Any, *, sender: str = "system", key: str | None = None) -> Ack:
+        """Replace the data of an event; see `Dialogue.edit`."""
+        return await self._hub.changes.change(
+            self.room_id, seq, encode=self._hub.encoder(data), sender=sender, key=key
+        )
+
+    async def delete(self, seq: int, *, sender: str = "system", key: str | None = None) -> Ack:
+        """Delete an event; see `Dialogue.delete`."""
+        return await self._hub.changes.change(self.room_id, seq, encode=None, sender=sender, key=key)
+
     async def history(self, event: str | EventType[Any], start: int = 0, end: int = 50) -> list[Event[Any]]:
         """Return the events of one type at offsets [*start*, *end*), newest first (offset 0 is the newest).
 

@@ -10,7 +10,7 @@ from ..core.cursor import MAX_SEQ, Bound
 from ..core.room import Room, Subscriber
 from ..core.timeline import Gap
 from ..errors import InvalidRequest
-from ..events import KINDS, EncodedEvent
+from ..events import CHANGES, KINDS, EncodedEvent
 from ..protocol import Ref
 from .handles import RoomHandle, bounds_below
 
@@ -128,6 +128,13 @@ def _by_offset(hub: Hub, room: Room, command: protocol.HistoryRead, names: list[
 
 async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) -> bytes:
     """Run *read* and return the ``history`` message."""
+    with room.watch() as replaced:
+        return await _answer(hub, room, read, replaced, user_id=user_id, ref=ref)
+
+
+async def _answer(
+    hub: Hub, room: Room, read: Read, replaced: dict[int, EncodedEvent], *, user_id: str, ref: Ref
+) -> bytes:
     epoch = hub.store.epoch
     events: list[EncodedEvent] = []
     gap: Gap | None = None
@@ -171,7 +178,14 @@ async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) ->
         message["previous"] = previous
     if gap is not None:
         message["gap"] = {"from_seq": gap.from_seq, "through_seq": gap.through_seq, "reason": gap.reason}
-    return protocol.encode_with_events(message, [event.json_for(user_id) for event in events])
+    return protocol.encode_with_events(message, _encoded(events, replaced, user_id))
+
+
+def _encoded(events: list[EncodedEvent], replaced: dict[int, EncodedEvent], user_id: str) -> list[bytes]:
+    """Return the messages of *events* as *user_id* gets them, in the form that they have now."""
+    if replaced:
+        events = [event if event.seq is None else replaced.get(event.seq, event) for event in events]
+    return [event.json_for(user_id) for event in events]
 
 
 def _join(gap: Gap | None, other: Gap | None) -> Gap | None:
@@ -209,6 +223,23 @@ async def joined(
     Args:
         through: S: the room's seq when the subscriber was registered.
     """
+    with room.watch() as replaced:
+        return await _joined(
+            hub, room, subscriber, replaced, through=through, since=since, sync=sync, ref=ref
+        )
+
+
+async def _joined(
+    hub: Hub,
+    room: Room,
+    subscriber: Subscriber,
+    replaced: dict[int, EncodedEvent],
+    *,
+    through: int,
+    since: protocol.Since | None,
+    sync: int | None,
+    ref: Ref,
+) -> bytes:
     epoch = hub.store.epoch
     names = [name for name in room.recorded_names() if subscriber.subscription.wants(name)]
     recovered: bool | None = None
@@ -237,7 +268,7 @@ async def joined(
         "next": token,
         "recovered": recovered,
     }
-    return protocol.encode_with_events(message, [event.json_for(subscriber.user_id) for event in events])
+    return protocol.encode_with_events(message, _encoded(events, replaced, subscriber.user_id))
 
 
 def _counts(hub: Hub, room: Room, names: list[str], sync: int | None) -> dict[str, int]:
@@ -246,5 +277,6 @@ def _counts(hub: Hub, room: Room, names: list[str], sync: int | None) -> dict[st
         event_type = room.room_type.event_type(name)
         if event_type is not None and event_type.history is not None:
             wanted = room.room_type.sync_events(event_type) if sync is None else sync
-            counts[name] = min(wanted, hub.limits.page_events)
+            # What the newest events have become is in them; the changes themselves are for who saw them before.
+            counts[name] = 0 if name in CHANGES else min(wanted, hub.limits.page_events)
     return counts

@@ -25,6 +25,7 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "on_load": frozenset({"room_id", "event_name", "start", "end"}),
     "on_load_before": frozenset({"room_id", "event_name", "before", "limit"}),
     "on_erase": frozenset({"user_id"}),
+    "can_edit": frozenset({"context", "client", "event"}),
 }
 """What each hook may ask for (DESIGN of the hooks: `docs/reference/hooks.md`)."""
 

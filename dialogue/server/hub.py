@@ -25,16 +25,18 @@ from ..core.cursor import MAX_SEQ, Bound
 from ..core.room import Room, Subscriber
 from ..errors import (
     Backpressure,
-    CommandError,
     EventNotAllowed,
     StoreUnavailable,
 )
-from ..events import Ack, Draft, EncodedEvent, Event
+from ..events import CHANGES, Ack, Draft, EncodedEvent, Event
 from ..storage.archive import Archive
-from ..storage.base import Appended, Store
+from ..storage.base import Appended, FeedItem, Store
 from ..storage.cleanup import HandOver
+from ..storage.retention import RetentionSweep
 from .admit import Admission, publishing_in
-from .group_commit import GroupCommit, Outcome, Submission
+from .changes import Changes
+from .feed import Feeds
+from .group_commit import GroupCommit, Outcome, Waiter
 from .handles import Context, bounds_below
 from .health import show_progress
 from .hooks import HookRegistry
@@ -49,33 +51,6 @@ if TYPE_CHECKING:
 
 FAREWELL = "dialogue-session-end"
 """The name of the tasks that end connections; a stop waits for them."""
-
-
-class _Waiter:
-    """A publisher inside the process."""
-
-    __slots__ = ("result",)
-
-    def __init__(self) -> None:
-        self.result: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
-
-    def on_recorded(self, submission: Submission, outcome: Outcome) -> None:
-        if not self.result.done():
-            self.result.set_result(ack_of(outcome))
-
-    def on_failed(self, submission: Submission, error: CommandError) -> None:
-        if not self.result.done():
-            self.result.set_exception(error)
-
-
-def ack_of(outcome: Outcome) -> Ack:
-    """Return what the publisher of *outcome* is told."""
-    appended = outcome.appended
-    if appended is None:
-        assert outcome.event is not None
-        event: Event[Any] = Event.decode(outcome.event, epoch=None)
-        return Ack(None, None, event.timestamp)
-    return Ack(appended.seq, appended.id, appended.timestamp, appended.is_duplicate)
 
 
 class Hub:
@@ -150,6 +125,19 @@ class Hub:
             look_up=self.commit.look_up,
             logger=logger,
         )
+        self.retention = RetentionSweep(
+            store,
+            event_names=room_types.expiring_names(),
+            event_type=self._recorded_type,
+            handover=self.handover,
+            expired=self.open_rooms.expire,
+            count=metrics.expired.inc,
+            clock_ms=clock_ms,
+            limits=limits,
+            logger=logger,
+        )
+        self.changes = Changes(self, archive=archive)
+        self.feeds = Feeds(store, room_types=room_types, limits=limits, logger=logger, random=random)
         self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context)
         show_progress(metrics, handover=self.handover, reader=self.reader, commit=self.commit)
         metrics.rooms.set_function(lambda: len(self.rooms))
@@ -160,12 +148,14 @@ class Hub:
             await self.handover.__aenter__()
         await self.commit.__aenter__()
         await self.notifier.__aenter__()
+        await self.retention.__aenter__()
         self.spawn(self._sweep(), name="dialogue-sweep")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop: no new commands, what was accepted is appended and told, hand-overs are flushed, sockets closed."""
         self.is_stopping = True
+        await self.retention.__aexit__()
         await self.commit.__aexit__()
         for session in list(self.sessions):
             session.close(protocol.CLOSE_GOING_AWAY, "the server is stopping")
@@ -185,6 +175,7 @@ class Hub:
                 self.log.error("%d events could not be handed over before the stop", self.unflushed_events)
                 self.metrics.handover.labels("lost").inc(self.unflushed_events)
             await self.handover.__aexit__()
+        self.feeds.close()
         await self.reader.aclose()
         await self.open_rooms.aclose()
         tasks = list(self._tasks)
@@ -251,7 +242,7 @@ class Hub:
         self.admission.check_event_name(room, draft.event)
         self.commit.submit(draft, publisher, ref)
         # Only now: an event that was blocked or refused must not use up a name.
-        if draft.event not in room.room_type.events:
+        if draft.event not in room.room_type.events and draft.event not in CHANGES:
             room.undeclared.add(draft.event)
 
     async def trigger(
@@ -273,11 +264,9 @@ class Hub:
         room = await self.open_rooms.open(room_id)
         name = event.name if isinstance(event, EventType) else event
         event_type = room.room_type.event_type(name)
-        if event_type is None:
+        if event_type is None or name in CHANGES:
             raise EventNotAllowed(f"room {room_id!r} declares no event {name!r}")
-        data_json = admission.encode_value(
-            event_type, data, max_bytes=self.limits.message_bytes, max_depth=self.limits.data_depth
-        )
+        data_json = self.encoder(data)(event_type)
         admitted = await self.admission.admit(
             room,
             event_type,
@@ -289,9 +278,16 @@ class Hub:
         if isinstance(admitted, Appended):
             return Ack(admitted.seq, admitted.id, admitted.timestamp, True)
         room = await self.open_rooms.open(room_id)
-        waiter = _Waiter()
+        waiter = Waiter()
         self.submit(room, admitted, waiter, None)
         return await waiter.result
+
+    def encoder(self, data: Any) -> Callable[[EventType[Any]], bytes]:
+        """Return what validates *data* of the application's by an event's type, and encodes it."""
+        limits = self.limits
+        return lambda event_type: admission.encode_value(
+            event_type, data, max_bytes=limits.message_bytes, max_depth=limits.data_depth
+        )
 
     # -- deliver -------------------------------------------------------------------------------------------------
 
@@ -304,6 +300,8 @@ class Hub:
             room_id = submission.draft.room_id
             if outcome.event is not None:
                 by_room.setdefault(room_id, []).append(outcome)
+                if outcome.appended is not None and outcome.appended.replaced:
+                    self._replace(room_id, outcome.appended.replaced)
             else:
                 self.metrics.duplicates.inc()
             if submission.publisher is not None and not submission.is_answered:
@@ -311,6 +309,14 @@ class Hub:
                 ack = submission.publisher.on_recorded(submission, outcome)
                 if ack is not None:
                     acks.setdefault((submission.publisher, room_id), []).append(ack)
+        if self.feeds.has_readers:
+            self.feeds.put(
+                [
+                    FeedItem(outcome.appended.id, outcome.submission.draft.room_id, outcome.event)
+                    for outcome in outcomes
+                    if outcome.appended is not None and outcome.event is not None
+                ]
+            )
         for room_id, group in by_room.items():
             room = self.rooms.get(room_id)
             if room is not None:
@@ -337,6 +343,9 @@ class Hub:
                     return
                 if evicted is not None:
                     self._evicted(room, evicted)
+                if event.event in CHANGES and self.handover is not None:
+                    # At once: until then the archive's copy of what was changed is out of date.
+                    self.handover.evicted(room.room_id, event.event, event.position)
             if event.key is not None:
                 keyed_users.add(event.sender)
             events.append(event)
@@ -372,6 +381,12 @@ class Hub:
                 recipients[id(event)] += size
         self.metrics.deliveries.inc(delivered)
         self.notifier.put(room.room_id, room.room_type, [(event, recipients[id(event)]) for event in events])
+
+    def _replace(self, room_id: str, events: Sequence[EncodedEvent]) -> None:
+        room = self.rooms.get(room_id)
+        for event in events if room is not None else ():
+            assert room is not None
+            room.replace(event)
 
     def _evicted(self, room: Room, evicted: EncodedEvent) -> None:
         if self.handover is not None:

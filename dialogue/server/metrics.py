@@ -22,6 +22,9 @@ class Metrics:
         self.forgotten = Counter(
             "dialogue_events_forgotten", "Events that left memory with neither log nor archive", registry=r
         )
+        self.expired = Counter(
+            "dialogue_events_expired", "Events that retention has removed from the log", registry=r
+        )
         self.handover = Counter(
             "dialogue_handover_events", "Events through on_cleanup", ["outcome"], registry=r
         )

@@ -111,6 +111,21 @@ class Reader:
             part = part._replace(events=part.events[:keep], next_after=part.events[keep - 1].seq)
         return part
 
+    async def one(self, room: Room, seq: int) -> EncodedEvent | None:
+        """Return the event with *seq* from memory or log, or None when it is in neither.
+
+        Raises:
+            StoreUnavailable: The log cannot be read now.
+        """
+        if not 1 <= seq <= room.last_seq:
+            return None
+        for ring in room.rings.values():
+            event = ring.find(seq)
+            if event is not None:
+                return event
+        page = await self._store.page(room.room_id, before=seq + 1, after=seq - 1, limit=1)
+        return page.events[0] if page.events else None
+
     async def newest_per_stream(self, room: Room, counts: Mapping[str, int], *, through: int) -> JoinPage:
         """Return the newest events of each stream up to seq *through* (inclusive), from memory and log.
 

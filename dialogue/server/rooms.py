@@ -89,6 +89,17 @@ class OpenRooms:
         self.rooms[room_id] = room
         return room
 
+    async def expire(self, room_id: str, event_name: str, through: int) -> None:
+        """Drop from memory what has left the log: a stream's events up to and including position *through*."""
+        waking = self._waking.get(room_id)
+        if waking is not None:
+            # It may have read them before they were removed.
+            await asyncio.wait({waking})
+        room = self.rooms.get(room_id)
+        ring = room.rings.get(event_name) if room is not None else None
+        if ring is not None:
+            ring.remove(through)
+
     def reset(self, room_id: str) -> None:
         """Drop a room whose content can no longer be trusted; its next use reads it from the log."""
         self.rooms.pop(room_id, None)

@@ -27,9 +27,10 @@ from ..events import Ack
 from ..protocol import Ref
 from ..storage.base import Appended
 from . import history
-from .group_commit import Outcome, Submission
+from .changes import Encode
+from .group_commit import Outcome, Submission, ack_of
 from .handles import Client, Identity, RoomHandle
-from .hub import FAREWELL, Hub, ack_of
+from .hub import FAREWELL, Hub
 from .joining import Joins, check_names
 from .outbox import Frame, Outbox
 
@@ -94,6 +95,8 @@ class Session:
             protocol.Subscribe: self._on_subscribe,
             protocol.Unsubscribe: self._on_unsubscribe,
             protocol.Trigger: self._on_trigger,
+            protocol.Edit: self._on_edit,
+            protocol.Delete: self._on_delete,
             protocol.HistoryRead: self._on_history,
             protocol.Rooms: self._on_rooms,
             protocol.Pong: self._on_pong,
@@ -492,6 +495,37 @@ class Session:
         if self.memberships.get(command.room) is not subscriber:
             raise NotJoined  # removed while a hook was asked
         self.hub.submit(room, admitted, self, command.ref)
+
+    async def _on_edit(self, command: protocol.Edit) -> None:
+        raw = bytes(command.data)
+        limits = self.limits
+        await self._change(
+            command,
+            lambda event_type: admission.encode_payload(
+                event_type, raw, max_bytes=limits.message_bytes, max_depth=limits.data_depth
+            ),
+        )
+
+    async def _on_delete(self, command: protocol.Delete) -> None:
+        await self._change(command, None)
+
+    async def _change(self, command: protocol.Edit | protocol.Delete, encode: Encode | None) -> None:
+        room, subscriber = self._member(command.room)
+        admitted = await self.hub.changes.admit(
+            room,
+            command.seq,
+            encode=encode,
+            sender=self.identity.user_id,
+            client=self.client,
+            key=self.hub.admission.check_key(command.key),
+        )
+        if self.memberships.get(command.room) is not subscriber:
+            raise NotJoined  # removed while hooks were asked
+        if isinstance(admitted, Appended):
+            ack = Ack(admitted.seq, admitted.id, admitted.timestamp, True)
+            self._acknowledge(command.ref, room.room_id, ack)
+        else:
+            self.hub.submit(room, admitted, self, command.ref)
 
     def _acknowledge(self, ref: Ref, room_id: str, ack: Ack) -> None:
         message = self._ok_of(ref, room_id, ack)

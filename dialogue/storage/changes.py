@@ -40,7 +40,7 @@ def _apply(connection: Connection, draft: Draft, by_seq: int) -> tuple[EncodedEv
     target, room_id = draft.target, draft.room_id
     assert target is not None
     found = _find(connection, room_id, target.seq)
-    if found is None or found[2]:
+    if found is None or (found[2] and not target.is_erased):
         raise TargetGone("the event is no longer there")
     before, replaced_by, _ = found
     replaced = [change(before, target, room_id=room_id)]

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 
 from ..config import EventType, Limits
 from ..errors import StoreError
-from ..events import Event
+from ..events import CHANGES, Event
 from .archive import Archive
 from .base import Store
 from .condition import Condition
@@ -27,6 +27,9 @@ from .condition import Condition
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 30.0
 """A failing hook is tried again after a random time below a bound that doubles from the first to the longest."""
+
+_TURN_SECONDS = 0.02
+"""After which time a batch that has to wait for another one of its room is looked at again."""
 
 # Streams known to have work, while the log is scanned for more at start: the scan waits above this.
 _SCAN_AHEAD = 1000
@@ -88,6 +91,41 @@ class Gate:
         finally:
             self._is_cleaning = False
             self._wake()
+
+
+class _Turns:
+    """Which batches of a room may run beside each other: those of its events; a batch of its changes runs alone.
+
+    A batch is read from the log in its turn, in the form that its events have then. So a change that is made later is
+    handed over after it, and one that was made earlier is in it: the archive can apply changes as they come.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[str, int] = {}
+        self._wanted: set[str] = set()
+
+    def take(self, room_id: str, event_name: str) -> bool:
+        """Begin a batch if it may run now; `end` must follow. Events let waiting changes go first."""
+        running = self._running.get(room_id, 0)
+        if event_name in CHANGES:
+            if running:
+                self._wanted.add(room_id)
+                return False
+            self._wanted.discard(room_id)
+            self._running[room_id] = -1
+            return True
+        if running < 0 or room_id in self._wanted:
+            return False
+        self._running[room_id] = running + 1
+        return True
+
+    def end(self, room_id: str, event_name: str) -> None:
+        """End what `take` began."""
+        left = 0 if event_name in CHANGES else self._running[room_id] - 1
+        if left:
+            self._running[room_id] = left
+        else:
+            del self._running[room_id]
 
 
 class HandOverStatistics(NamedTuple):
@@ -184,6 +222,7 @@ class HandOver:
         self._count = count
         self._log = logger
         self._streams: dict[tuple[str, str], _Stream] = {}
+        self._turns = _Turns()
         self._ready: deque[_Stream] = deque()
         self._work = asyncio.Semaphore(0)
         self._gates: WeakValueDictionary[tuple[str, str], Gate] = WeakValueDictionary()
@@ -196,9 +235,11 @@ class HandOver:
         self._in_flight: dict[_Stream, asyncio.Future[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
-        self.pending_events = 0
 
-    # `pending_events` counts what a store that is not durable holds for us; admission is refused above the limit.
+    @property
+    def pending_events(self) -> int:
+        """How many events a store that is not durable holds for us; admission is refused above the limit."""
+        return 0 if self._store.is_durable else self._waiting_events
 
     async def __aenter__(self) -> HandOver:
         workers = [self._worker() for _ in range(self._limits.handover_streams_in_flight)]
@@ -238,8 +279,6 @@ class HandOver:
             known = through - 1 if handed_through is None else handed_through
             stream = self._streams[key] = _Stream(room_id, event_name, known)
         self._move(stream, evicted_through=through)
-        if not self._store.is_durable:
-            self.pending_events += 1
         self._queue(stream)
 
     async def wait_in_flight(self) -> None:
@@ -325,6 +364,8 @@ class HandOver:
                 async for room_id, event_name, state in self._store.streams():
                     event_type = self._event_type(room_id, event_name)
                     limit = event_type.history.limit if event_type and event_type.history else None
+                    if event_name in CHANGES:
+                        limit = 0  # told to the archive at once, see `Hub`
                     if limit is not None and state.last - limit > state.handed_through:
                         self.evicted(
                             room_id,
@@ -347,6 +388,11 @@ class HandOver:
         while True:
             await self._work.acquire()
             stream = self._ready.popleft()
+            if not self._turns.take(stream.room_id, stream.event_name):
+                stream.is_queued = False
+                if not self._is_stopping:
+                    stream.retry = asyncio.get_running_loop().call_later(_TURN_SECONDS, self._again, stream)
+                continue
             ended = self._in_flight[stream] = asyncio.get_running_loop().create_future()
             try:
                 is_done = await self._hand_over(stream)
@@ -360,6 +406,7 @@ class HandOver:
                 self._retry(stream)
                 continue
             finally:
+                self._turns.end(stream.room_id, stream.event_name)
                 del self._in_flight[stream]
                 ended.set_result(None)
             stream.failures = 0
@@ -447,7 +494,6 @@ class HandOver:
             await self._store.mark_handed(room_id, event_name, through)
             if not self._store.is_durable:
                 await self._store.remove(room_id, event_name, through)
-                self.pending_events = max(0, self.pending_events - (through - first + 1))
             stream.batch = None
             self._move(stream, handed_through=through)
             self._count("handed", through - first + 1)

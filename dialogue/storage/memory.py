@@ -201,7 +201,8 @@ class MemoryStore(Store):
                 continue
             place = (draft.room_id, target.seq)
             located = room.locate(target.seq) if room is not None else None
-            if located is None or place in deleted or is_deleted(located[0].events[located[1]]):
+            is_gone = located is None or place in deleted or is_deleted(located[0].events[located[1]])
+            if located is None or (is_gone and not target.is_erased):
                 raise TargetGone("the event is no longer there")
             if target.data_json is None:
                 deleted.add(place)

@@ -405,11 +405,13 @@ class StoreContract:
 
     async def test_an_erased_event_names_nobody(self, store: Store) -> None:
         """Sender, key, data and meta go; a change that the user made keeps what it was about."""
-        await store.append([draft(sender="bob"), draft(key="k", meta_json=b'{"a":1}')])
+        await store.append([draft(sender="bob"), draft(key="k", meta_json=b'{"a":1}'), draft()])
         await store.append([change_of(Target(1, "message", b'"better"'), sender="ann")])
+        await store.append([change_of(Target(3, "message"), sender="bob")])
         assert await store.user_events("ann", from_room="", limit=9) == [
             UserEvent("general", 2, "message"),
-            UserEvent("general", 3, EDIT),
+            UserEvent("general", 3, "message"),
+            UserEvent("general", 4, EDIT),
         ]
         for found in await store.user_events("ann", from_room="", limit=9):
             target = Target(found.seq, found.event_name, is_erased=True)
@@ -418,11 +420,12 @@ class StoreContract:
         assert await store.user_events("ann", from_room="", limit=9) == []
         messages = [decoded(event) for event in (await store.page("general", limit=9)).events]
         assert [message["from"] for message in messages] == [
-            "bob", ERASED_USER, ERASED_USER, "system", "system",
+            "bob", ERASED_USER, ERASED_USER, ERASED_USER, "bob", "system", "system", "system",
         ]  # fmt: skip
         assert (messages[1]["data"], messages[1]["deleted"], "meta" in messages[1]) == (None, True, False)
         assert messages[0]["data"] == "better"
-        assert messages[2]["data"] == {"target_seq": 1, "event": "message", "data": "better"}
+        assert messages[2]["deleted"] is True
+        assert messages[3]["data"] == {"target_seq": 1, "event": "message", "data": "better"}
         # Nothing remembers the key either.
         assert not (await store.append([draft(key="k")]))[0].is_duplicate
 
