@@ -46,10 +46,15 @@ from .storage.memory import MemoryStore
 if TYPE_CHECKING:
     from .client import DialogueClient
     from .storage.sql import SQLStore
+    from .storage.sql_archive import SQLArchive
 
 __version__ = "0.1.0"
 
-_LAZY = {"DialogueClient": "dialogue.client", "SQLStore": "dialogue.storage.sql"}
+_LAZY = {
+    "DialogueClient": "dialogue.client",
+    "SQLArchive": "dialogue.storage.sql_archive",
+    "SQLStore": "dialogue.storage.sql",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -97,6 +102,7 @@ __all__ = [
     "RoomFull",
     "RoomHandle",
     "RoomNotFound",
+    "SQLArchive",
     "SQLStore",
     "SchemaMismatch",
     "StartError",

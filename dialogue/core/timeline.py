@@ -166,6 +166,7 @@ def older_stream(
     before_seq = bound.seq
     floor_position = -1  # what has left the log; unknown until it has been asked
     skipped = 0
+    is_hot = False  # whether `position` is that of an event that ring or log has just shown
 
     # 1. At which position does the bound lie? From here on `position` and `before_seq` are where reading goes on.
     ring = view.rings.get(name)
@@ -183,7 +184,7 @@ def older_stream(
         floor_position = reply.floor_position
         if reply.events:
             found.extend(reversed(reply.events))
-            position, before_seq = found[-1].position, _by_seq(found[-1])
+            position, before_seq, is_hot = found[-1].position, _by_seq(found[-1]), True
         elif archive is None or archive.is_keyset or before_seq > reply.floor_seq:
             position = floor_position + 1
         else:
@@ -200,7 +201,7 @@ def older_stream(
         if ring is not None and len(ring) and position > ring.first_position:
             rows = ring.before(position, want)
             found.extend(reversed(rows))
-            position, before_seq = rows[0].position, _by_seq(rows[0])
+            position, before_seq, is_hot = rows[0].position, _by_seq(rows[0]), True
         elif position > max(1, floor_position + 1):
             reply = yield ReadStream(name, position, want)
             if isinstance(reply, Unavailable):
@@ -208,17 +209,22 @@ def older_stream(
             floor_position = reply.floor_position
             if reply.events:
                 found.extend(reversed(reply.events))
-                position, before_seq = reply.events[0].position, _by_seq(reply.events[0])
+                position, before_seq, is_hot = reply.events[0].position, _by_seq(reply.events[0]), True
             else:
                 # Nothing left in the log below the position: the archive goes on, never above where we are.
                 floor_position = max(floor_position, position - 1)
         elif archive is None:
             gap = Gap(1, min(before_seq - 1, view.last_seq), "retention") if floor_position > 0 else None
             return Slice(found[::-1], None, gap if gap and gap.through_seq >= 1 else None)
+        elif archive.is_keyset and (before_seq <= 1 or (is_hot and position <= 1)):
+            # By seq there is nothing below the stream's first event: an archive that does not answer need not be
+            # asked. Positions of an archive's rows would not do: copies of an interrupted batch are counted there.
+            return Slice(found[::-1], None)
         else:
             reply = yield ReadArchive(name, position, before_seq, want)
             if isinstance(reply, Unavailable):
                 return _unavailable(name, Bound(before_seq, position), found)
+            is_hot = False
             for row in reversed(reply.events):
                 position = row.position
                 if row.seq is not None:

@@ -372,6 +372,21 @@ def test_an_archive_that_is_down_is_named_and_the_same_cursor_goes_on(names: tup
     assert shown == [e.seq for e in world.published if e.event in names]
 
 
+@pytest.mark.parametrize("names", [("a",), ("b",), ("a", "b")])
+@pytest.mark.parametrize("limit", [2, 12])
+def test_an_archive_read_by_seq_is_not_asked_below_the_first_event(
+    names: tuple[str, ...], limit: int
+) -> None:
+    """While the log has everything a scroll is complete, whatever state such an archive is in."""
+    world = World(limit, True, True, is_keyset=True)
+    for n in range(12):
+        world.publish(NAMES[n % 2])
+    world.is_archive_down = True
+    for page in (1, 3, 6, 50):
+        shown = [e.seq for e in scroll(world, names, page, [])]
+        assert shown == [e.seq for e in world.published if e.event in names]
+
+
 def test_several_streams_over_a_table_without_seq_end_at_the_floor() -> None:
     """Rows without seq cannot be merged in room order: the read ends and says why."""
     world = World(2, False, True, has_seq=False)
