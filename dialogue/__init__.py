@@ -37,6 +37,7 @@ from .errors import (
     ValidationFailed,
 )
 from .events import Ack, Event
+from .folding import Folded, fold
 from .server.handles import Client, Context, Identity, RoomHandle
 from .storage.archive import Archive
 from .storage.base import Store
@@ -75,6 +76,7 @@ __all__ = [
     "Event",
     "EventNotAllowed",
     "EventType",
+    "Folded",
     "History",
     "Hooks",
     "Identity",
@@ -102,4 +104,5 @@ __all__ = [
     "Unauthenticated",
     "ValidationFailed",
     "define_event",
+    "fold",
 ]
