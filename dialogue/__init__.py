@@ -38,6 +38,7 @@ from .errors import (
     ValidationFailed,
 )
 from .events import Ack, Event
+from .folding import Folded, fold
 from .server.handles import Client, Context, Identity, RoomHandle
 from .storage.archive import Archive
 from .storage.base import Store
@@ -82,6 +83,7 @@ __all__ = [
     "Event",
     "EventNotAllowed",
     "EventType",
+    "Folded",
     "History",
     "Hooks",
     "Identity",
@@ -111,4 +113,5 @@ __all__ = [
     "Unauthenticated",
     "ValidationFailed",
     "define_event",
+    "fold",
 ]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .config import EventType, Hooks, Limits, RoomConfig, RoomTypes
 from .errors import ConfigError, LifespanNotRunning, StartError
@@ -91,6 +91,9 @@ class Dialogue:
         archive: Your own storage as an `Archive`, instead of the hooks ``on_cleanup`` and ``on_load``.
         hooks: Hooks in one place; the decorators add to them.
         limits: Every bound.
+        on_store_failure: What a publish gets when the store refuses its append: ``"refuse"`` answers
+            `StoreUnavailable` at once; ``"wait"`` keeps the event, in its place, and tries again until the store takes
+            it or ``limits.append_timeout_seconds`` are over.
         allowed_origins: Origins whose pages may connect besides the server's own; ``"*"`` for any.
         logger: Where to log; ``logging.getLogger("dialogue")`` by default.
 
@@ -106,6 +109,7 @@ class Dialogue:
         archive: Archive | None = None,
         hooks: Hooks | None = None,
         limits: Limits | None = None,
+        on_store_failure: Literal["refuse", "wait"] = "refuse",
         allowed_origins: Collection[str] = (),
         logger: logging.Logger | None = None,
     ) -> None:
@@ -119,6 +123,13 @@ class Dialogue:
                 "Dialogue, field 'archive'", f"{archive!r} is not an Archive", "Subclass Archive"
             )
         self._archive = archive
+        if on_store_failure not in ("refuse", "wait"):
+            raise ConfigError(
+                "Dialogue, field 'on_store_failure'",
+                f"{on_store_failure!r} is not a choice",
+                'Write "refuse" (the default) or "wait"',
+            )
+        self._on_store_failure = on_store_failure
         if isinstance(allowed_origins, str):
             raise ConfigError(
                 "Dialogue, field 'allowed_origins'", "a string", "Write a list: ['https://example.com']"
@@ -294,6 +305,7 @@ class Dialogue:
             is_archive_readable=is_readable,
             hooks=self._hooks,
             limits=self.limits,
+            waits_for_store=self._on_store_failure == "wait",
             metrics=self.metrics,
             logger=self.logger,
             clock_ms=_clock_ms,

@@ -22,6 +22,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "events": ({"dialogue.config"}, {"msgspec"}),
     "config": (BASE | {"dialogue.core.patterns"}, {"pydantic"}),
+    "folding": (BASE, set()),
     "protocol": ({"dialogue.errors"}, {"msgspec"}),
     "core": (BASE | {"dialogue.core"}, {"pydantic", "msgspec"}),
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),

@@ -137,6 +137,8 @@ Deliver = Callable[[Sequence[Outcome]], None]
 
 _FIRST_SETTLE_SECONDS = 0.05
 _LONGEST_SETTLE_SECONDS = 5.0
+_FIRST_RETRY_SECONDS = 0.05
+_LONGEST_RETRY_SECONDS = 1.0
 
 
 class GroupCommit:
@@ -147,6 +149,8 @@ class GroupCommit:
         deliver: Called without awaiting, in commit order, with what a group recorded.
         after_deliver: Awaited before the next group, for what a delivery leaves to do in the store.
         limits: ``append_*`` and ``stop_seconds``.
+        waits_for_store: Whether an append that the store refuses is tried again until its publishers' deadlines
+            (``Dialogue(on_store_failure="wait")``) instead of being answered at once.
         clock_ms: Milliseconds since the epoch, for ephemeral events.
     """
 
@@ -157,6 +161,7 @@ class GroupCommit:
         deliver: Deliver,
         after_deliver: Callable[[], Awaitable[None]],
         limits: Limits,
+        waits_for_store: bool,
         metrics: Metrics,
         logger: logging.Logger,
         clock_ms: Callable[[], int],
@@ -166,6 +171,9 @@ class GroupCommit:
         self._deliver = deliver
         self._after_deliver = after_deliver
         self._limits = limits
+        self._waits_for_store = waits_for_store
+        # Kept from group to group: a store that has been down for long is not asked faster by the next one.
+        self._retry_seconds = _FIRST_RETRY_SECONDS
         self._metrics = metrics
         self._log = logger
         self._clock_ms = clock_ms
@@ -306,27 +314,51 @@ class GroupCommit:
         return group
 
     async def _answer(self, lookup: _Lookup) -> None:
-        try:
-            (found,) = await self._watched(self._store.settle([lookup.draft]))
-        except StoreUnavailable as error:
-            lookup.fail(error)
-        else:
-            if not lookup.result.done():
-                lookup.result.set_result(found)
+        while not lookup.is_answered:
+            try:
+                (found,) = await self._watched(self._store.settle([lookup.draft]))
+            except StoreUnavailable as error:
+                if not self._waits_for_store:
+                    lookup.fail(error)
+                    return
+                await self._back_off()
+            else:
+                if not lookup.result.done():
+                    lookup.result.set_result(found)
 
     async def _commit(self, group: list[Submission]) -> None:
-        recorded = [submission for submission in group if submission.draft.is_recorded]
-        results = await self._watched(self._append(recorded)) if recorded else {}
-        outcomes = []
-        for submission in group:
-            appended = results.get(id(submission))
-            if not submission.draft.is_recorded:
-                outcomes.append(self._ephemeral(submission))
-            elif appended is not None:
-                outcomes.append(Outcome(submission, appended, appended.event))
-        if outcomes:
-            self._deliver(outcomes)
-            await self._after_deliver()
+        while group:
+            recorded = [submission for submission in group if submission.draft.is_recorded]
+            results, kept = await self._watched(self._append(recorded)) if recorded else ({}, [])
+            # Nothing overtakes what is kept for another try: ephemeral events behind it wait, too.
+            end = group.index(kept[0]) if kept else len(group)
+            outcomes = []
+            for submission in group[:end]:
+                appended = results.get(id(submission))
+                if not submission.draft.is_recorded:
+                    outcomes.append(self._ephemeral(submission))
+                elif appended is not None:
+                    outcomes.append(Outcome(submission, appended, appended.event))
+            if outcomes:
+                self._deliver(outcomes)
+                await self._after_deliver()
+            group = group[end:]
+            if group:
+                self._group = [*group]
+                await self._back_off()
+                group = self._without_expired(group)
+                self._group = [*group]
+
+    async def _back_off(self) -> None:
+        """Wait before the store is tried again; who waits too long meanwhile is answered."""
+        await self._watched(asyncio.sleep(self._random.uniform(0, self._retry_seconds)))
+        self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY_SECONDS)
+
+    def _without_expired(self, group: list[Submission]) -> list[Submission]:
+        """Return those of *group* whose publishers still wait; the others' events were never recorded."""
+        now = asyncio.get_running_loop().time()
+        self._expire(now)
+        return [submission for submission in group if submission.deadline > now]
 
     async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
         """Run *work* while watching the deadlines: a timeout answers those who wait and never cancels an append."""
@@ -365,8 +397,13 @@ class GroupCommit:
         while self._queue and self._queue[0].deadline <= now:
             self._dequeue().fail(error)
 
-    async def _append(self, submissions: list[Submission]) -> dict[int, Appended]:
-        """Append, settling unknown outcomes and finding poison by halving; failures are told to publishers."""
+    async def _append(self, submissions: list[Submission]) -> tuple[dict[int, Appended], list[Submission]]:
+        """Append, settling unknown outcomes and finding poison by halving; failures are told to publishers.
+
+        Returns:
+            What was recorded, by the ids of the submissions; and the end of *submissions* that is to be tried again
+            (empty unless the writer waits for its store). Nothing of that end was recorded.
+        """
         drafts = [submission.draft for submission in submissions]
         results: Sequence[Appended | None]
         try:
@@ -377,15 +414,18 @@ class GroupCommit:
         except DraftRefused as error:
             if len(submissions) == 1 and isinstance(error, TargetGone):
                 self._fail(submissions, InvalidRequest("the event is not in the log any more, or is deleted"))
-                return {}
+                return {}, []
             if len(submissions) == 1:
                 self._metrics.append_failures.labels("refused").inc()
                 self._log.warning("the database refuses an event of room %r: %s", drafts[0].room_id, error)
                 self._fail(submissions, Internal("the database refuses this event"))
-                return {}
+                return {}, []
             middle = len(submissions) // 2
-            first = await self._append(submissions[:middle])
-            return first | await self._append(submissions[middle:])
+            first, kept = await self._append(submissions[:middle])
+            if kept:
+                return first, [*kept, *submissions[middle:]]
+            second, kept = await self._append(submissions[middle:])
+            return first | second, kept
         except OutcomeUnknown as error:
             self._metrics.append_failures.labels("unknown").inc()
             self.condition.failed(error)
@@ -393,18 +433,23 @@ class GroupCommit:
                 "the outcome of an append of %d events is not known: %s", len(drafts), _why(error)
             )
             results = await self._settle(drafts)
+            if self._waits_for_store and not any(results):
+                return {}, submissions
         except StoreUnavailable as error:
             self._metrics.append_failures.labels("unavailable").inc()
             self.condition.failed(error)
             self._log.error("the store did not take %d events: %s", len(drafts), _why(error))
+            if self._waits_for_store:
+                return {}, submissions
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
-            return {}
+            return {}, []
         except Exception as error:
             # Whatever a store raises against its contract, the next append must not leave a hole behind this one.
             self._log.exception("an append of %d events failed in a way that no store should", len(drafts))
             self._metrics.append_failures.labels("internal").inc()
             self.condition.failed(error)
             results = await self._settle(drafts)
+        self._retry_seconds = _FIRST_RETRY_SECONDS
         settled = {
             id(submission): result
             for submission, result in zip(submissions, results, strict=True)
@@ -412,7 +457,7 @@ class GroupCommit:
         }
         lost = [submission for submission in submissions if id(submission) not in settled]
         self._fail(lost, StoreUnavailable("the event was not recorded", retry_after_seconds=1))
-        return settled
+        return settled, []
 
     async def _settle(self, drafts: list[Draft]) -> Sequence[Appended | None]:
         """Ask until the store tells what became of *drafts*: nothing is appended before that is known."""
