@@ -18,12 +18,12 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-import asyncpg
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import URL, make_url
 
@@ -208,6 +208,7 @@ class Server:
         self._template: str | None = None
         self._run = f"dialogue_test_{secrets.token_hex(4)}"
         self._number = 0
+        self._free: list[str] = []
 
     def sql(self, statement: str, *, database: str | None = None) -> list[tuple[Any, ...]]:
         """Run one statement in *database*, or in the one that the URL names; return its rows."""
@@ -220,6 +221,8 @@ class Server:
         Args:
             has_schema: With Dialogue's tables, or empty.
         """
+        if has_schema and self._free:
+            return self._free.pop()
         name = self._new()
         template = self._migrated() if has_schema else "template1"
         self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
@@ -228,6 +231,14 @@ class Server:
     def drop(self, url: str) -> None:
         """Drop a database that `database` made."""
         self.sql(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
+
+    def give_back(self, url: str) -> None:
+        """Empty the tables of a database for another test: quicker than dropping it and making a new one."""
+        self.cut(url)
+        tables = ("log", "rooms", "events", "streams", "markers")
+        for table in tables:
+            self.sql(f"DELETE FROM dialogue_{table}", database=make_url(url).database)
+        self._free.append(url)
 
     def cut(self, url: str) -> int:
         """Cut all connections to a database; return how many there were."""
@@ -304,7 +315,7 @@ def postgres_url(postgres: Server) -> Iterator[str]:
     """A fresh database with Dialogue's tables."""
     url = postgres.database()
     yield url
-    postgres.drop(url)
+    postgres.give_back(url)
 
 
 @pytest.fixture(scope="session")
@@ -333,18 +344,3 @@ def cluster(own_cluster: Server) -> Iterator[Cluster]:
 def cluster_url(own_cluster: Server, cluster: Cluster) -> str:
     """A fresh database in the private server; it goes with the server."""
     return own_cluster.database()
-
-
-@pytest.fixture
-def databases(postgres: Server) -> Iterator[Callable[[Path], str]]:
-    """Return a database per folder, the same for the same one."""
-    made: dict[Path, str] = {}
-
-    def of(folder: Path) -> str:
-        if folder not in made:
-            made[folder] = postgres.database()
-        return made[folder]
-
-    yield of
-    for url in made.values():
-        postgres.drop(url)

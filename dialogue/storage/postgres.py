@@ -160,10 +160,11 @@ def cut_after(connection: AsyncConnection, seconds: float | None) -> Iterator[No
     """Terminate *connection* when the block takes longer than *seconds*; what runs on it then fails.
 
     Not by cancelling: asyncpg then asks the server to stop the statement, over another connection, and waits.
+    On SQLite nothing is cut: a file always answers.
     """
     sync_connection = connection.sync_connection
     driver = driver_of(sync_connection) if sync_connection is not None else None
-    if driver is None or seconds is None:
+    if driver is None or seconds is None or connection.dialect.name != "postgresql":
         yield
         return
     timer = asyncio.get_running_loop().call_later(seconds, driver.terminate)

@@ -199,9 +199,8 @@ class PostgresAppend(AppendStatements):
             changes = ", ".join(f"{name} = excluded.{name}" for name in updated)
             source = _insert_from_arrays(changed, names, parameters)
             parts.append(f"new_{changed.name} AS ({source} ON CONFLICT ({key}) DO UPDATE SET {changes})")
-        self._write = (
-            f"WITH {', '.join(parts)} UPDATE {log.name} SET last_id = ${next(parameters)}::bigint WHERE log_id = 1"
-        )
+        last_id = f"${next(parameters)}::bigint"
+        self._write = f"WITH {', '.join(parts)} UPDATE {log.name} SET last_id = {last_id} WHERE log_id = 1"
 
     def read(
         self, connection: Connection, keys: Sequence[tuple[str, str, str]], room_ids: Sequence[str]
@@ -233,7 +232,9 @@ class PostgresAppend(AppendStatements):
     ) -> None:
         """See `AppendStatements.write`."""
         arrays = [
-            list(column) for rows in (event_rows, room_rows, stream_rows) for column in zip(*rows, strict=True)
+            list(column)
+            for rows in (event_rows, room_rows, stream_rows)
+            for column in zip(*rows, strict=True)
         ]
         connection.exec_driver_sql(self._write, (*arrays, last_id))
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from dialogue.storage.base import Store
+from dialogue.storage.memory import milliseconds
 from dialogue.storage.sql import SQLStore
 
-from ..postgres import Server, driver_url, in_background, server
-from .contract import StoreContract, decoded, draft, recorded, seqs
+from ..postgres import server
+from .contract import StoreContract
 from .test_sql import OwnEngineStore
 
 
@@ -27,10 +25,12 @@ class PostgresContract(StoreContract):
         self.urls: dict[Path, str] = {}
         yield
         for url in self.urls.values():
-            server().drop(url)
+            server().give_back(url)
 
     def url(self, folder: Path) -> str:
         """Return the database of *folder*."""
+        for gone in [used for used in self.urls if not used.is_dir()]:
+            server().give_back(self.urls.pop(gone))
         if folder not in self.urls:
             self.urls[folder] = server().database()
         return self.urls[folder]
@@ -40,7 +40,7 @@ class TestPostgresStore(PostgresContract):
     """The contract over a database given by URL."""
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        return SQLStore(self.url(folder), **({} if clock is None else {"clock": clock}))
+        return SQLStore(self.url(folder), clock=clock or milliseconds)
 
 
 class TestSharedPostgresEngine(PostgresContract):
@@ -48,12 +48,13 @@ class TestSharedPostgresEngine(PostgresContract):
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
         engine = create_async_engine(self.url(folder).replace("postgresql", "postgresql+asyncpg"))
-        return OwnEngineStore(engine, **({} if clock is None else {"clock": clock}))
+        return OwnEngineStore(engine, clock=clock or milliseconds)
 
 
 class TestPostgresSchema(PostgresContract):
     """The contract in a schema of its own."""
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        options: dict[str, Any] = {} if clock is None else {"clock": clock}
-        return SQLStore(self.url(folder), schema="Chat's own", auto_migrate=True, **options)
+        # One schema per folder: a database comes back with its own tables emptied, and no others.
+        schema = f"Chat's {folder.parent.name} {folder.name}"
+        return SQLStore(self.url(folder), schema=schema, auto_migrate=True, clock=clock or milliseconds)
