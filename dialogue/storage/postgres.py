@@ -66,14 +66,21 @@ _SETTINGS = {
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "25000",
-    # A statement is planned when the log is small and the plan is kept while it grows: only plans that search the
-    # indexes stay good.
+}
+"""Set on the connection that writes, and on no other; milliseconds where they are times."""
+
+_PLANS = {
+    # A statement is planned when the log is small, and the plan is kept while it grows, for a minute or more: only
+    # plans that search the index which has the wanted order stay good. Switched off means avoided, not forbidden.
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "enable_incremental_sort": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "jit": "off",
 }
-"""Set on the connection that writes, and on no other; milliseconds where they are times."""
+"""Set on all our own connections."""
 
 _APPLY = """
 SELECT set_config(wanted.name, wanted.setting, false)
@@ -139,6 +146,12 @@ def create_postgres_engine(url: URL) -> AsyncEngine:
         pool_timeout=READ_SECONDS,
         connect_args={"timeout": CONNECT_SECONDS},
     )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_plans(connection: Any, record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(_APPLY, (list(_PLANS), list(_PLANS.values())))
+        cursor.close()
 
     @event.listens_for(engine.sync_engine, "close")
     def close_without_a_word(connection: Any, record: object) -> None:
@@ -276,7 +289,7 @@ class PostgresWriter(Writer):
         raise AssertionError("unreachable")
 
     def _prepare(self, connection: Connection, earlier: Session | None) -> Session:
-        settings = dict(_SETTINGS)
+        settings = _SETTINGS | _PLANS
         if self._schema is not None:
             settings["search_path"] = connection.dialect.identifier_preparer.quote(self._schema)
         connection.exec_driver_sql(_APPLY, (list(settings), list(settings.values())))

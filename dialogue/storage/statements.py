@@ -242,17 +242,25 @@ class PostgresAppend(AppendStatements):
 NO_LOG = -1
 
 _POSTGRES_READ = """
-SELECT 'log', NULL::text, NULL::text, NULL::text, last_id, NULL::bigint, NULL::bigint FROM dialogue_log
+SELECT 'log', NULL::text, NULL::text, NULL::text, last_id, NULL::bigint, NULL::bigint
+FROM dialogue_log WHERE log_id = 1
 UNION ALL
 SELECT 'known', e.room_id, e.from_user, e.key, e.seq, e.id, e.timestamp
-FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted(room_id, from_user, key)
-JOIN dialogue_events AS e USING (room_id, from_user, key)
+FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted(room_id, from_user, key), LATERAL (
+    SELECT * FROM dialogue_events AS candidate
+    WHERE candidate.room_id = wanted.room_id AND candidate.from_user = wanted.from_user
+    AND candidate.key >= wanted.key AND candidate.key <= wanted.key
+    ORDER BY candidate.key LIMIT 1
+) AS e
 UNION ALL
 SELECT 'room', room_id, NULL, NULL, last_seq, last_timestamp, last_unread_position
 FROM dialogue_rooms WHERE room_id = ANY ($4::text[])
 UNION ALL
 SELECT 'stream', room_id, event_name, NULL, last, NULL, NULL
 FROM dialogue_streams WHERE room_id = ANY ($4::text[])
+"""
+"""A key is looked up as a range in order: only one index gives that order without a sort. Looked up by equality, a log
+that the server has not analyzed yet was searched by the room alone, which took 50 ms for 500 keys at 6,000 events.
 """
 
 
