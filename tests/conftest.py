@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+pytest_plugins = ["tests.postgres"]
+
 
 @pytest.fixture(autouse=True)
 def _no_lost_exceptions(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

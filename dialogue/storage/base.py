@@ -297,7 +297,7 @@ class Store(ABC):
 
     @abstractmethod
     async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
-        """Return up to *limit* events that *user_id* has sent, in order of room id and seq.
+        """Return up to *limit* events that *user_id* has sent, room after room in order of their ids.
 
         Args:
             from_room: Only of rooms whose id is at or above it; empty for all.

@@ -1,19 +1,20 @@
-"""How a log's database is reached: its URL, the engine for reads, and the one connection that writes."""
+"""How a log's database is reached: its URL, the engine for reads, and the connections that write SQLite."""
 
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, NullPool, StaticPool, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from ..errors import ConfigError, OutcomeUnknown, StoreError, StoreUnavailable
+from ..errors import ConfigError, StartError
+from .postgres import create_postgres_engine
+from .writer import Writer
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ BUSY_SECONDS = 5.0
 READERS = 4
 """Connections that read our own SQLite engine; each is a thread."""
 
-_EXAMPLES = "Write sqlite:///chat.db"
+_EXAMPLES = "Write sqlite:///chat.db or postgresql://user@host/database"
 
 
 def parse_url(given: str | URL) -> URL:
@@ -69,6 +70,20 @@ def parse_url(given: str | URL) -> URL:
         )
     # Every connection must open the same file, also after the process has changed its directory.
     return url.set(database=str(Path(database).absolute()))
+
+
+def check_path(path: Path) -> None:
+    """Check that a SQLite log can be at *path*.
+
+    Raises:
+        StartError: Its folder does not exist, or it is a folder itself.
+    """
+    if not path.parent.is_dir():
+        raise StartError(
+            f"the log {path} cannot be made: there is no folder {path.parent}. Make it, or name another file"
+        )
+    if path.is_dir():
+        raise StartError(f"the log {path} is a folder. Name a file in it: sqlite:///{path / 'chat.db'}")
 
 
 def check_engine(engine: AsyncEngine) -> None:
@@ -122,7 +137,7 @@ _WRITER_PRAGMAS = (
 def create_read_engine(url: URL) -> AsyncEngine:
     """Return our own engine for *url*: each statement commits itself, and SQLite's settings are made."""
     if url.get_backend_name() != "sqlite":
-        return create_async_engine(url, isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
+        return create_postgres_engine(url)
     engine = create_async_engine(
         url,
         isolation_level="AUTOCOMMIT",
@@ -142,90 +157,36 @@ def create_read_engine(url: URL) -> AsyncEngine:
     return engine
 
 
-class Writer(ABC):
-    """The one connection that writes, held open; a broken one is replaced at the next call.
+class SQLiteWriter(Writer):
+    """What both kinds of connection to a SQLite file have in common."""
 
-    Not to be called while another call is running. Transactions are begun and ended by text on a connection in
-    AUTOCOMMIT, because SQLAlchemy's own begin is deferred on SQLite: such a transaction reads first and then may
-    be refused the write.
-
-    Args:
-        is_sqlite: Which text begins a transaction, and whether the driver can tell of one.
-    """
-
-    def __init__(self, *, is_sqlite: bool) -> None:
-        self._is_sqlite = is_sqlite
-        self._is_broken = False
+    def __init__(self) -> None:
+        super().__init__()
         self.busy_seconds = BUSY_SECONDS
 
-    @abstractmethod
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        """Return ``work(connection)``, outside a transaction; its errors pass through."""
+    def _begin(self, connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    @abstractmethod
-    async def aclose(self) -> None:
-        """Close the connection. May be called twice."""
+    def _commit(self, connection: Connection) -> bool:
+        connection.exec_driver_sql("COMMIT")
+        return True
 
-    async def transact(self, work: Callable[[Connection], T]) -> T:
-        """Return ``work(connection)`` once it is committed.
+    def _end(self, connection: Connection) -> None:
+        # A full disk makes SQLite roll back by itself; then there is nothing to end.
+        if _is_in_transaction(connection):
+            connection.exec_driver_sql("ROLLBACK")
 
-        Raises:
-            StoreUnavailable: Nothing was committed.
-            OutcomeUnknown: COMMIT was sent and did not answer that it worked.
+    def _is_surely_open(self, connection: Connection) -> bool:
+        # SQLite keeps a transaction open whose COMMIT it refused; one that is no longer open may have been
+        # committed.
+        return _is_in_transaction(connection)
 
-        Other errors of *work* that are not the database's pass through after the rollback.
-        """
-        try:
-            return await self.run(lambda connection: self._transact(connection, work))
-        except (SQLAlchemyError, OSError) as error:
-            # Raised while connecting: nothing was begun.
-            raise StoreUnavailable() from error
-
-    def _transact(self, connection: Connection, work: Callable[[Connection], T]) -> T:
-        try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if self._is_sqlite else "BEGIN")
-            result = work(connection)
-        except BaseException as error:
-            self._roll_back(connection, error)
-            if isinstance(error, Exception) and (
-                self._is_broken or isinstance(error, SQLAlchemyError | OSError)
-            ):
-                if isinstance(error, StoreError):
-                    raise
-                raise StoreUnavailable() from error
-            raise
-        try:
-            connection.exec_driver_sql("COMMIT")
-        except BaseException as error:
-            # SQLite keeps a transaction open whose COMMIT it refused; one that is no longer open may have been
-            # committed. On Postgres an error here may also mean that only the answer was lost.
-            is_open = self._is_sqlite and _is_in_transaction(connection)
-            self._roll_back(connection, error)
-            if isinstance(error, Exception):
-                raise (StoreUnavailable() if is_open else OutcomeUnknown()) from error
-            raise
-        return result
-
-    def _roll_back(self, connection: Connection, error: BaseException) -> None:
-        if not isinstance(error, Exception):
-            # Cancelled inside the driver: what it was doing is not known, nor whether it takes another statement.
-            self._is_broken = True
-            return
-        try:
-            # A full disk makes SQLite roll back by itself; then there is nothing to end.
-            if not self._is_sqlite or _is_in_transaction(connection):
-                connection.exec_driver_sql("ROLLBACK")
-        except Exception:
-            self._is_broken = True
-        if connection.invalidated:
-            self._is_broken = True
+    def cut(self) -> None:
+        """Do nothing: a file answers, or the operating system has hung the thread."""
 
     def _prepare(self, connection: Connection) -> None:
-        if self._is_sqlite:
-            for pragma in _sqlite_pragmas(self.busy_seconds):
-                connection.exec_driver_sql(pragma)
-            for pragma in _WRITER_PRAGMAS:
-                connection.exec_driver_sql(pragma)
+        for pragma in (*_sqlite_pragmas(self.busy_seconds), *_WRITER_PRAGMAS):
+            connection.exec_driver_sql(pragma)
 
 
 def _is_in_transaction(connection: Connection) -> bool:
@@ -237,7 +198,7 @@ def _is_in_transaction(connection: Connection) -> bool:
     return bool(driver_connection.in_transaction)
 
 
-class ThreadWriter(Writer):
+class ThreadWriter(SQLiteWriter):
     """Writes to a SQLite file from a thread of its own, with the standard library's driver.
 
     The whole transaction is one call into the thread. Through the async driver each statement is three or four,
@@ -245,7 +206,7 @@ class ThreadWriter(Writer):
     """
 
     def __init__(self, url: URL) -> None:
-        super().__init__(is_sqlite=True)
+        super().__init__()
         self._engine = create_engine(
             url.set(drivername="sqlite"),
             isolation_level="AUTOCOMMIT",
@@ -287,15 +248,15 @@ class ThreadWriter(Writer):
             self._thread.shutdown(wait=False)
 
 
-class AsyncWriter(Writer):
-    """Writes through an async engine, on a connection taken out of its pool.
+class AsyncWriter(SQLiteWriter):
+    """Writes to a SQLite file through an application's engine, on a connection taken out of its pool.
 
     Taken out for good, because what is set on it must not reach the application, and an application's small pool
     must not run dry.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
-        super().__init__(is_sqlite=engine.dialect.name == "sqlite")
+        super().__init__()
         self._engine = engine
         self._connection: AsyncConnection | None = None
 

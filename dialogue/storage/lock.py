@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..errors import LogLocked, StartError
+from .postgres import tell_waiting
 
 POLL_SECONDS = 0.05
 """How often a waiting process looks; file locks have no way to be told."""
@@ -35,12 +36,16 @@ class LogLock:
             StartError: The lock's file cannot be made.
         """
         deadline = time.monotonic() + wait_seconds
+        is_told = False
         while True:
             try:
                 self._lock.acquire(blocking=False)
             except Timeout:
                 if time.monotonic() >= deadline:
                     raise LogLocked(str(self._log), wait_seconds) from None
+                if not is_told:
+                    is_told = True
+                    tell_waiting(str(self._log), wait_seconds)
             except OSError as error:
                 raise StartError(
                     f"the lock {self.path} beside the log cannot be made ({error.strerror}). "

@@ -23,7 +23,7 @@ REVISIONS = ("0001", "0002")
 
 HEAD = REVISIONS[-1]
 
-UPGRADE_REMEDY = "SQLStore(url, auto_migrate=True)"
+UPGRADE_REMEDY = "Run: dialogue db upgrade --store URL, or open it once with SQLStore(..., auto_migrate=True)"
 
 upgrade_lock = threading.Lock()
 """Held around `upgrade`: alembic keeps the running migration in module globals, one for the whole process."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
@@ -12,26 +13,32 @@ from typing import TypeVar
 from sqlalchemy import URL, Connection, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.schema import CreateSchema
 
-from ..errors import OutcomeUnknown, SchemaMismatch, StartError, StoreUnavailable
+from ..errors import ConfigError, OutcomeUnknown, SchemaMismatch, StartError, StoreUnavailable
 from ..events import Draft
 from . import migrate, transactions
 from .base import Appended, FeedItem, LogPage, RoomHead, Store, StoredStream, StreamState, UserEvent
 from .engines import (
     BUSY_SECONDS,
     AsyncWriter,
+    SQLiteWriter,
     ThreadWriter,
-    Writer,
     check_engine,
+    check_path,
     create_read_engine,
     parse_url,
 )
 from .lock import LogLock
 from .memory import milliseconds
+from .postgres import READ_SECONDS, WRITE_SECONDS, PostgresWriter, cut_after
 from .statements import NAMES_PER_UNION, chunks
 from .tables import log, upsert
+from .writer import Writer
 
 T = TypeVar("T")
+
+logger = logging.getLogger("dialogue")
 
 CLOSE_SECONDS = 10.0
 """How long a close waits for a transaction that is still running."""
@@ -41,12 +48,14 @@ class SQLStore(Store):
     """A log in SQLite or Postgres.
 
     On SQLite commits are ``synchronous=FULL`` in WAL mode, and a lock file beside the log keeps a second owner out.
+    On Postgres they are ``synchronous_commit=on``, and an advisory lock of the connection that writes does the same.
 
     Args:
         url_or_engine: ``sqlite:///chat.db``, ``postgresql://...`` (with or without the async driver's name), or an
             application's own ``AsyncEngine``. The engine stays the application's: nothing is set on its
             connections and it is not disposed. Over an aiosqlite engine appends are slower than over a URL, whose
             writer has a thread of its own.
+        schema: The Postgres schema that the tables are in; None for the first one of the connection's search path.
         lock_wait_seconds: How long `open` waits for another owner of the log, or for another program's
             transaction on the SQLite file, to end.
         auto_migrate: Whether `open` brings an older schema up to date; None: on SQLite yes, on Postgres no.
@@ -62,6 +71,7 @@ class SQLStore(Store):
         self,
         url_or_engine: str | URL | AsyncEngine,
         *,
+        schema: str | None = None,
         lock_wait_seconds: float = 10.0,
         auto_migrate: bool | None = None,
         clock: Callable[[], int] = milliseconds,
@@ -74,6 +84,11 @@ class SQLStore(Store):
         else:
             self._url = parse_url(url_or_engine)
         self._path = Path(self._url.database or "") if self._url.get_backend_name() == "sqlite" else None
+        if schema is not None and (self._path is not None or not schema):
+            raise ConfigError(
+                "store", f"schema={schema!r}", "Name a schema of a Postgres database, or leave it out"
+            )
+        self._schema = schema
         self._lock_wait_seconds = lock_wait_seconds
         self._auto_migrate = self._path is not None if auto_migrate is None else auto_migrate
         self._clock = clock
@@ -85,11 +100,15 @@ class SQLStore(Store):
         self._writes: set[asyncio.Task[object]] = set()
         self._epoch: str | None = None
         self._settle_above_id = 0
+        self._last_ids: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """The file or the URL without its password; for people."""
-        return str(self._path) if self._path is not None else self._url.render_as_string(hide_password=True)
+        if self._path is not None:
+            return str(self._path)
+        shown = self._url.render_as_string(hide_password=True)
+        return shown if self._schema is None else f"{shown} (schema {self._schema})"
 
     @property
     def epoch(self) -> str:
@@ -123,39 +142,50 @@ class SQLStore(Store):
 
     async def _open(self) -> None:
         if self._path is not None:
-            folder = self._path.parent
-            if not folder.is_dir():
-                raise StartError(
-                    f"the log {self._path} cannot be made: there is no folder {folder}. Make it, or name another file"
-                )
+            check_path(self._path)
             self._lock = LogLock(self._path)
             await self._lock.acquire(wait_seconds=self._lock_wait_seconds)
         # An asyncio lock belongs to the loop that first waited for it.
         self._write_turn = asyncio.Lock()
-        if self._given_engine is None:
-            self._reader = create_read_engine(self._url)
-        else:
-            self._reader = self._given_engine.execution_options(isolation_level="AUTOCOMMIT")
-        if self._given_engine is None and self._path is not None:
-            self._writer = ThreadWriter(self._url)
-        else:
-            self._writer = AsyncWriter(self._reader)
-        self._appender = transactions.Appender(self._reader.dialect, clock=self._clock)
-        writer = self._writer
-        writer.busy_seconds = self._lock_wait_seconds
+        engine = create_read_engine(self._url) if self._given_engine is None else self._given_engine
+        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        if self._schema is not None:
+            self._reader = self._reader.execution_options(schema_translate_map={None: self._schema})
+        self._appender = transactions.Appender(engine.dialect, clock=self._clock)
         try:
-            if self._path is not None:
-                await writer.run(_use_wal)
-            await self._check_schema(writer)
-            self._epoch, last_id = await writer.transact(self._read_log)
-            writer.busy_seconds = BUSY_SECONDS
-            if self._path is not None:
-                await writer.run(lambda connection: _set_busy(connection, BUSY_SECONDS))
+            if self._path is None:
+                self._writer = writer = PostgresWriter(
+                    engine.execution_options(isolation_level="AUTOCOMMIT"),
+                    name=self.name,
+                    schema=self._schema,
+                    lock_wait_seconds=self._lock_wait_seconds,
+                )
+                await writer.open()
+                await self._check_schema(writer)
+                self._epoch, last_id = await writer.transact(self._read_log)
+            else:
+                last_id = await self._open_file(engine)
         except (SQLAlchemyError, OSError, StoreUnavailable, OutcomeUnknown) as error:
             self._epoch = None
             raise self._start_error(error) from error
         # What an earlier process left is known: nothing of it is the outcome of one of our appends.
         self._settle_above_id = last_id
+        self._last_ids = (last_id,)
+
+    async def _open_file(self, engine: AsyncEngine) -> int:
+        writer: SQLiteWriter
+        if self._given_engine is None:
+            writer = ThreadWriter(self._url)
+        else:
+            writer = AsyncWriter(engine.execution_options(isolation_level="AUTOCOMMIT"))
+        self._writer = writer
+        writer.busy_seconds = self._lock_wait_seconds
+        await writer.run(_use_wal)
+        await self._check_schema(writer)
+        self._epoch, last_id = await writer.transact(self._read_log)
+        writer.busy_seconds = BUSY_SECONDS
+        await writer.run(lambda connection: _set_busy(connection, BUSY_SECONDS))
+        return last_id
 
     async def _check_schema(self, writer: Writer) -> None:
         found = await writer.run(migrate.current)
@@ -174,15 +204,27 @@ class SQLStore(Store):
                 self.name,
                 found or "none",
                 migrate.HEAD,
-                f"Open it once with {migrate.UPGRADE_REMEDY}",
+                migrate.UPGRADE_REMEDY,
             )
         # Looked at again and again: it is shared by loops and threads, which no lock that can be awaited is.
         while not migrate.upgrade_lock.acquire(blocking=False):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         try:
-            await writer.transact(migrate.upgrade)
+            if isinstance(writer, PostgresWriter):
+                writer.bound_seconds = None
+            await writer.transact(self._upgrade)
         finally:
             migrate.upgrade_lock.release()
+            if isinstance(writer, PostgresWriter):
+                writer.bound_seconds = WRITE_SECONDS
+
+    def _upgrade(self, connection: Connection) -> None:
+        if self._path is None:
+            # A migration of a long log takes as long as it takes.
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+        if self._schema is not None:
+            connection.execute(CreateSchema(self._schema, if_not_exists=True))
+        migrate.upgrade(connection)
 
     def _read_log(self, connection: Connection) -> tuple[str, int]:
         found = transactions.epoch_and_last_id(connection)
@@ -232,6 +274,9 @@ class SQLStore(Store):
         """Wait for a transaction that is running, close the connections, free the lock."""
         if self._writes:
             _, late = await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
+            if late and self._writer is not None:
+                # A server that does not answer now will not do so later.
+                self._writer.cut()
             for task in late:
                 task.cancel()
         self._epoch = None
@@ -274,14 +319,30 @@ class SQLStore(Store):
             task.exception()  # looked at here, because the caller may be gone
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
+        """Return what *work* returned; it may be called twice."""
+        deadline = asyncio.get_running_loop().time() + READ_SECONDS
+        try:
+            try:
+                return await self._read_before(deadline, work)
+            except DBAPIError as error:
+                # The pool's connections broke while they lay idle: it has replaced them all now.
+                if not error.connection_invalidated or asyncio.get_running_loop().time() >= deadline:
+                    raise
+                return await self._read_before(deadline, work)
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreUnavailable() from error
+
+    async def _read_before(self, deadline: float, work: Callable[[Connection], T]) -> T:
         reader = self._reader
         if reader is None:
             raise StoreUnavailable("the store is not open")
+        async with asyncio.timeout_at(deadline):
+            connection = await reader.connect()
         try:
-            async with reader.connect() as connection:
+            with cut_after(connection, deadline - asyncio.get_running_loop().time()):
                 return await connection.run_sync(work)
-        except (SQLAlchemyError, OSError) as error:
-            raise StoreUnavailable() from error
+        finally:
+            await connection.close()
 
     async def append(self, drafts: Sequence[Draft]) -> list[Appended]:
         """Record *drafts* in one transaction; see `Store.append`."""
@@ -293,10 +354,20 @@ class SQLStore(Store):
         def work(connection: Connection) -> list[Appended]:
             outcome = appender.append(connection, drafts)
             # Before COMMIT is sent: whatever becomes of that, `settle` tells this append's events from older ones.
-            if outcome.last_id_before is None:
+            before = outcome.last_id_before
+            if before is None:
                 self._settle_above_id = NOTHING_ABOVE
-            else:
-                self._settle_above_id = outcome.last_id_before
+                return outcome.appended
+            if before not in self._last_ids:
+                logger.critical(
+                    "another server has written to the log %s (its last id is %d): publishing is refused here, "
+                    "because this server has not seen those events. Stop one of the two, then restart this one",
+                    self.name,
+                    before,
+                )
+                raise StoreUnavailable("another server has written to the log")
+            self._settle_above_id = before
+            self._last_ids = (before, max(item.id for item in outcome.appended))
             return outcome.appended
 
         return await self._write(work)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Dialect, Row, delete, select, update
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from ..errors import CursorExpired, DraftRefused
 from ..events import SERVER_KEY_PREFIX, Draft, EncodedEvent
@@ -18,7 +18,8 @@ from . import changes
 from .base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvent
 from .statements import (
     KEY_CHUNK,
-    AppendStatements,
+    Before,
+    append_statements,
     chunks,
     decode_row,
     feed,
@@ -75,7 +76,7 @@ class Appender:
     """
 
     def __init__(self, dialect: Dialect, *, clock: Callable[[], int]) -> None:
-        self._statements = AppendStatements(dialect)
+        self._statements = append_statements(dialect)
         self._clock = clock
 
     def append(self, connection: Connection, drafts: Sequence[Draft]) -> AppendOutcome:
@@ -88,7 +89,19 @@ class Appender:
         for index, draft in enumerate(drafts):
             if not draft.key.startswith(SERVER_KEY_PREFIX):
                 firsts.setdefault((draft.room_id, draft.sender, draft.key), index)
-        known = self._known(connection, list(firsts))
+        try:
+            return self._append(connection, drafts, firsts)
+        except (DBAPIError, UnicodeEncodeError) as error:
+            if is_refusal(error):
+                raise DraftRefused("the database refuses one of these events") from error
+            raise
+
+    def _append(
+        self, connection: Connection, drafts: Sequence[Draft], firsts: dict[Key, int]
+    ) -> AppendOutcome:
+        rooms = list({draft.room_id: None for draft in drafts})
+        before = self._statements.read(connection, list(firsts), rooms)
+        known = {row[:3]: Appended(*row[3:], None) for row in before.known}
         fresh = list(drafts)
         if firsts:
             fresh = []
@@ -98,12 +111,11 @@ class Appender:
                     fresh.append(draft)
         if not fresh:
             return AppendOutcome([known[draft.room_id, draft.sender, draft.key] for draft in drafts], None)
-        last_id = self._statements.allocate(connection, len(fresh))
-        recorded = self._record(connection, fresh, last_id - len(fresh))
+        recorded = self._record(connection, fresh, before)
         if any(draft.target is not None for draft in fresh):
             recorded = changes.apply(connection, fresh, recorded)
         if len(fresh) == len(drafts):
-            return AppendOutcome(recorded, last_id - len(fresh))
+            return AppendOutcome(recorded, before.last_id)
         appended = []
         new = iter(recorded)
         for draft in drafts:
@@ -114,31 +126,18 @@ class Appender:
                 if key in firsts:
                     known[key] = found._replace(event=None, replaced=())
             appended.append(found)
-        return AppendOutcome(appended, last_id - len(fresh))
+        return AppendOutcome(appended, before.last_id)
 
-    def _known(self, connection: Connection, keys: Sequence[Key]) -> dict[Key, Appended]:
-        return {
-            (room_id, sender, key): Appended(seq, id_, timestamp, None)
-            for room_id, sender, key, seq, id_, timestamp in self._statements.known_rows(connection, keys)
-        }
-
-    def _counters(self, connection: Connection, room_ids: Sequence[str]) -> dict[str, _Room]:
-        found: dict[str, _Room] = {}
-        for row in self._statements.head_rows(connection, room_ids):
-            room = found.get(row[0])
-            if room is None:
-                room = found[row[0]] = _Room(row[1], row[2], row[3])
-            if row[4] is not None:
-                room.streams[row[4]] = row[5]
-        return found
-
-    def _record(self, connection: Connection, drafts: Sequence[Draft], id_: int) -> list[Appended]:
-        """Write new events with the ids after *id_*, and the counters that they move."""
+    def _record(self, connection: Connection, drafts: Sequence[Draft], before: Before) -> list[Appended]:
+        """Write new events after what was *before*, and the counters that they move."""
         now = self._clock()
-        counters = self._counters(connection, list({draft.room_id for draft in drafts}))
+        id_ = before.last_id
+        counters: dict[str, _Room] = {}
+        for room_id, seq, timestamp, unread_position in before.rooms:
+            counters[room_id] = _Room(seq, max(now, timestamp), unread_position)
+        for room_id, name, last in before.streams:
+            counters[room_id].streams[name] = last
         touched: set[tuple[str, str]] = set()
-        for room in counters.values():
-            room.timestamp = max(now, room.timestamp)
         rows: list[tuple[Any, ...]] = []
         appended: list[Appended] = []
         for draft in drafts:
@@ -177,19 +176,26 @@ class Appender:
                 raise DraftRefused("one of these events is not valid text") from error
             rows.append(row)
             appended.append(Appended(seq, id_, timestamp, event))
-        try:
-            connection.exec_driver_sql(self._statements.insert_events, rows)
-        except (IntegrityError, DataError, UnicodeEncodeError) as error:
-            raise DraftRefused("the database refuses one of these events") from error
-        connection.exec_driver_sql(
-            self._statements.upsert_rooms,
-            [(room_id, room.seq, room.timestamp, room.unread_position) for room_id, room in counters.items()],
-        )
-        connection.exec_driver_sql(
-            self._statements.upsert_streams,
+        moved = {room_id: counters[room_id] for room_id, _ in touched}
+        self._statements.write(
+            connection,
+            id_,
+            rows,
+            [(room_id, room.seq, room.timestamp, room.unread_position) for room_id, room in moved.items()],
             [(room_id, name, counters[room_id].streams[name], 0, 0, 0) for room_id, name in touched],
         )
         return appended
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether a database would refuse the same data again."""
+    if isinstance(error, IntegrityError | DataError | UnicodeEncodeError):
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    # Postgres: wrong data, a violated constraint, or a limit of the database's own (a key too long for an index).
+    state = getattr(cause, "sqlstate", None) or ""
+    # A ValueError is the driver's own, which cannot encode a value.
+    return state.startswith(("22", "23", "54")) or isinstance(cause and cause.__cause__, ValueError)
 
 
 def settle(connection: Connection, drafts: Sequence[Draft], *, above_id: int) -> list[Appended | None]:

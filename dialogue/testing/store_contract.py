@@ -408,12 +408,13 @@ class StoreContract:
         await store.append([draft(sender="bob"), draft(key="k", meta_json=b'{"a":1}'), draft()])
         await store.append([change_of(Target(1, "message", b'"better"'), sender="ann")])
         await store.append([change_of(Target(3, "message"), sender="bob")])
-        assert await store.user_events("ann", from_room="", limit=9) == [
+        by_ann = sorted(await store.user_events("ann", from_room="", limit=9))
+        assert by_ann == [
             UserEvent("general", 2, "message"),
             UserEvent("general", 3, "message"),
             UserEvent("general", 4, EDIT),
         ]
-        for found in await store.user_events("ann", from_room="", limit=9):
+        for found in by_ann:
             target = Target(found.seq, found.event_name, is_erased=True)
             [item] = await store.append([change_of(target, sender="system")])
             assert decoded(recorded(item))["data"]["erased"] is True
@@ -429,16 +430,18 @@ class StoreContract:
         # Nothing remembers the key either.
         assert not (await store.append([draft(key="k")]))[0].is_duplicate
 
-    async def test_user_events_go_by_room_and_seq(self, store: Store) -> None:
-        """In order, from a room on, as many as asked for."""
+    async def test_user_events_go_by_room(self, store: Store) -> None:
+        """Room after room, from one on, as many as asked for."""
         await store.append([draft(room) for room in "bac"] + [draft("b", "alert"), draft("a", sender="bob")])
-        found = [
+        found = {
             UserEvent("a", 1, "message"), UserEvent("b", 1, "message"),
             UserEvent("b", 2, "alert"), UserEvent("c", 1, "message"),
-        ]  # fmt: skip
-        assert await store.user_events("ann", from_room="", limit=9) == found
-        assert await store.user_events("ann", from_room="", limit=3) == found[:3]
-        assert await store.user_events("ann", from_room="b", limit=9) == found[1:]
+        }  # fmt: skip
+        everything = await store.user_events("ann", from_room="", limit=9)
+        assert [event.room_id for event in everything] == ["a", "b", "b", "c"]
+        assert set(everything) == found
+        assert len(await store.user_events("ann", from_room="", limit=2)) == 2
+        assert set(await store.user_events("ann", from_room="b", limit=9)) == set(everything[1:])
         assert await store.user_events("nobody", from_room="", limit=9) == []
 
     async def test_settle_tells_what_a_change_replaced(self, store: Store) -> None:
