@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Dialect,
+    Enum,
     Index,
     Integer,
     MetaData,
@@ -195,6 +196,7 @@ class _Found(NamedTuple):
     declared: str
     must_be_given: bool
     is_nullable: bool
+    is_counted: bool
 
 
 class ArchiveTable:
@@ -207,8 +209,11 @@ class ArchiveTable:
 
     def __init__(self, found: Sequence[_Found], key: Sequence[str], name: str, schema: str | None) -> None:
         by_name = {column.name: column for column in found}
-        self.columns = tuple(column for column in (*NEEDED, *OPTIONAL) if column in by_name)
-        self.has_seq = "epoch" in by_name and "seq" in by_name
+        # A `seq` that the database counts by itself is something else than ours.
+        self.columns = tuple(
+            column for column in (*NEEDED, *OPTIONAL) if column in by_name and not by_name[column].is_counted
+        )
+        self.has_seq = "epoch" in self.columns and "seq" in self.columns
         own = [Column(column, _type_of(by_name[column])) for column in self.columns]
         others = [Column(column, by_name[column].type) for column in key if column not in self.columns]
         self.table = Table(name, MetaData(), *own, *others, schema=schema)
@@ -391,11 +396,12 @@ def find(connection: Connection, name: str, schema: str | None) -> ArchiveTable 
         is_numbered = (
             is_sqlite and list(key) == [column["name"]] and declared[column["name"]].upper() == "INTEGER"
         )
-        has_value = (
-            column.get("default") is not None
+        default = column.get("default")
+        is_counted = (
+            is_numbered
             or column.get("identity") is not None
             or column.get("computed") is not None
-            or is_numbered
+            or str(default).startswith("nextval(")
         )
         # SQLite lets a primary key that it does not number be NULL; such rows would have no order.
         is_nullable = bool(column["nullable"]) and column["name"] not in key
@@ -404,8 +410,9 @@ def find(connection: Connection, name: str, schema: str | None) -> ArchiveTable 
                 column["name"],
                 kind,
                 _affinity(declared[column["name"]]) if is_sqlite else _postgres_kind(kind),
-                not has_value and not is_nullable,
+                default is None and not is_counted and not is_nullable,
                 is_nullable,
+                is_counted,
             )
         )
     problems = _problems(found, key, is_sqlite=is_sqlite)
@@ -461,7 +468,7 @@ def _wanted(column: _Found, *, is_sqlite: bool) -> str | None:
     if name in _JSONS:
         return None if column.declared in ("JSONB", "JSON", "TEXT", "NUMERIC") else "JSON, JSONB or TEXT"
     if name in _TEXTS:
-        return None if isinstance(kind, String) else "text"
+        return None if isinstance(kind, String) and not isinstance(kind, Enum) else "text"
     if name in _FLAGS:
         return None if isinstance(kind, Boolean | Integer) else "BOOLEAN"
     if name in ("timestamp", "seq"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Select, event, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ..errors import ConfigError, StartError, StoreUnavailable
@@ -116,12 +116,15 @@ class SQLArchive(Archive):
         """
         if self._engine is not None:
             raise RuntimeError("the archive is open already")
-        self._check_file()
+        is_new_file = self._check_file()
         # These belong to the loop that first waited for them.
         self._write_turn, self._read_turns = asyncio.Lock(), asyncio.Semaphore(CONNECTIONS - 1)
         self._epoch = epoch
         self._engine = self._given_engine or _create_engine(self._url)
         try:
+            if is_new_file and self._given_engine is None:
+                # Else a reader would stop the writer. A file that was there keeps its mode.
+                await self._read(_use_wal)
             self._found = await self._transact(self._find)
             self.is_keyset = await self._read(self._can_read_by_seq)
         except (SQLAlchemyError, OSError) as error:
@@ -138,9 +141,10 @@ class SQLArchive(Archive):
             await self.aclose()
             raise
 
-    def _check_file(self) -> None:
+    def _check_file(self) -> bool:
+        """Return whether the file is going to be made."""
         if not self._is_sqlite:
-            return
+            return False
         path = Path(self._url.database or "")
         if not path.parent.is_dir():
             raise StartError(f"the archive {path} cannot be made: there is no folder {path.parent}. Make it")
@@ -149,6 +153,7 @@ class SQLArchive(Archive):
                 f"there is no file {path} for the archive. Name the file that has the table {self._name!r}, "
                 "or write SQLArchive(..., create=True) to have both made"
             )
+        return not path.exists()
 
     def _find(self, connection: Connection) -> ArchiveTable:
         wanted = definition(self._name, self._schema, connection.dialect)
@@ -334,8 +339,12 @@ async def _transact_on_sqlite(connection: AsyncConnection, work: Callable[[Conne
     return result
 
 
+def _use_wal(connection: Connection) -> None:
+    connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+
+
 def _create_engine(url: URL) -> AsyncEngine:
-    # What was bound is somebody's message: it stays out of errors and logs.
+    # What was bound is somebody's message: it stays out of errors and of the engine's own log.
     if url.get_backend_name() != "sqlite":
         return create_async_engine(
             url, pool_size=CONNECTIONS, max_overflow=0, pool_pre_ping=True, hide_parameters=True
@@ -354,7 +363,12 @@ def _create_engine(url: URL) -> AsyncEngine:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what the database says, without what was written: SQLite quotes nothing, of Postgres only names."""
+    """Return what the database says, without what was written: SQLite quotes nothing, of Postgres only names.
+
+    What an application's engine was given goes into no log of ours either: the error is told to leave it out.
+    """
+    if isinstance(error, StatementError):
+        error.hide_parameters = True
     if not isinstance(error, DBAPIError) or error.orig is None:
         return str(error) if isinstance(error, OSError) else type(error).__name__
     if isinstance(error.orig.__cause__, Exception):

@@ -227,6 +227,21 @@ async def test_a_table_that_does_not_fit_is_refused_with_the_reason(
     assert "CREATE TABLE messages" in str(caught.value)
 
 
+async def test_a_seq_that_the_table_counts_itself_is_not_taken_for_ours(database: Database) -> None:
+    """It is the table's own number: left to it, and read by offset in its order."""
+    await database.run(
+        "CREATE TABLE messages (seq SERIAL PRIMARY KEY, room_id TEXT, event_name TEXT, event_data TEXT,"
+        " from_user TEXT, timestamp BIGINT, epoch TEXT)"
+    )
+    archive = await opened(database)
+    assert archive.is_keyset is False
+    await keep(archive, [event(70, "a"), event(71, "b")])
+    assert await database.run("SELECT seq, epoch FROM messages ORDER BY seq") == [(1, "e1"), (2, "e1")]
+    rows = shown(await archive.load("general", "message", 0, 5))
+    assert [(row["seq"], row["data"]) for row in rows] == [(None, "b"), (None, "a")]
+    await archive.aclose()
+
+
 async def test_create_makes_the_table_once(database: Database, tmp_path: Path) -> None:
     """With every column and its indexes; what is there is left alone, a name and a schema are taken."""
     archive = await opened(database, create=True, table="past events")
@@ -571,6 +586,9 @@ async def test_an_applications_engine_is_used_and_left_as_it_was(database: Datab
     archive = SQLArchive(database.engine, create=True)
     await archive.open(epoch="e1")
     await keep(archive, [event(1), event(2)])
+    with pytest.raises(StoreUnavailable) as caught:
+        await keep(archive, [event(3, "secret", sender=None)])
+    assert "secret" not in str(caught.value.__cause__).split("DETAIL")[0]
     await asyncio.gather(*(archive.load("general", "message", 0, 5) for _ in range(20)))
     await archive.aclose()
     pool: Any = database.engine.pool
@@ -651,6 +669,28 @@ async def test_lost_connections_are_replaced(postgres_url: str) -> None:
     await keep(archive, [event(2)])
     assert len(await archive.load("general", "message", 0, 5)) == 2
     await archive.aclose()
+    await database.engine.dispose()
+
+
+async def test_a_reader_does_not_stop_the_writer(sqlite_url: str) -> None:
+    """A file that is made here has a write-ahead log; one that was there keeps its mode."""
+    path = sqlite_url.removeprefix("sqlite:///")
+    database = Database(sqlite_url)
+    archive = await opened(database, create=True)
+    await keep(archive, [event(1)])
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM messages").fetchall()
+    await keep(archive, [event(2)])
+    reader.close()
+    await archive.aclose()
+    other = sqlite3.connect(path + "2")
+    other.execute("CREATE TABLE anything (id INTEGER)")
+    archive = SQLArchive(sqlite_url + "2", create=True)
+    await archive.open(epoch="e1")
+    await archive.aclose()
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    other.close()
     await database.engine.dispose()
 
 
