@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 import msgspec
 
 from dialogue import Store, StoreUnavailable
-from dialogue.events import Draft, EncodedEvent
-from dialogue.storage.base import Appended, LogPage, RoomHead, StreamState
+from dialogue.events import CHANGES, Draft, EncodedEvent
+from dialogue.storage.base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvent
 
 
 class SealedStore(Store):
@@ -42,48 +42,58 @@ class SealedStore(Store):
     async def aclose(self) -> None:
         await self._inner.aclose()
 
+    def _close(self, json: bytes) -> bytes:
+        return b'"%b"' % b64encode(self._seal(json))
+
+    def _open(self, sealed: msgspec.Raw) -> msgspec.Raw:
+        try:
+            unsealed = self._unseal(b64decode(msgspec.json.decode(sealed, type=str)))
+            return msgspec.json.decode(unsealed, type=msgspec.Raw)
+        except Exception as error:
+            # Readers are told of a part that cannot be read now: with the right key it can.
+            raise StoreUnavailable("a payload cannot be unsealed") from error
+
     def _sealed(self, draft: Draft) -> Draft:
-        payload = {"data": msgspec.Raw(draft.data_json), "meta": msgspec.Raw(draft.meta_json or b"null")}
-        sealed = b64encode(self._seal(msgspec.json.encode(payload)))
-        return msgspec.structs.replace(draft, data_json=b'"%b"' % sealed, meta_json=None)
+        target, meta_json = draft.target, draft.meta_json
+        if target is not None:
+            # What an edit or deletion is about stays readable for the log, which has to find it.
+            if target.data_json is not None:
+                target = msgspec.structs.replace(target, data_json=self._close(target.data_json))
+            return msgspec.structs.replace(draft, target=target, data_json=target.change_json())
+        if meta_json is not None:
+            meta_json = b'{"sealed":%b}' % self._close(meta_json)
+        return msgspec.structs.replace(draft, data_json=self._close(draft.data_json), meta_json=meta_json)
 
     def _opened(self, event: EncodedEvent) -> EncodedEvent:
         # Raw: a payload comes back byte for byte, whatever numbers are in it.
         fields = msgspec.json.decode(event.json, type=dict[str, msgspec.Raw])
-        try:
-            sealed = b64decode(msgspec.json.decode(fields["data"], type=str))
-            payload = msgspec.json.decode(self._unseal(sealed), type=dict[str, msgspec.Raw])
-        except Exception as error:
-            # Readers are told of a part that cannot be read now: with the right key it can.
-            raise StoreUnavailable("a payload cannot be unsealed") from error
-        fields["data"] = payload["data"]
-        if bytes(payload["meta"]) != b"null":
-            fields["meta"] = payload["meta"]
+        if event.event in CHANGES:
+            change = msgspec.json.decode(fields["data"], type=dict[str, msgspec.Raw])
+            if "data" in change:
+                change["data"] = self._open(change["data"])
+            fields["data"] = msgspec.Raw(msgspec.json.encode(change))
+        elif bytes(fields["data"]) != b"null":  # which is what a deletion leaves
+            fields["data"] = self._open(fields["data"])
+        if "meta" in fields:
+            sealed = msgspec.json.decode(fields["meta"], type=dict[str, msgspec.Raw])["sealed"]
+            fields["meta"] = self._open(sealed)
         return msgspec.structs.replace(event, json=msgspec.json.encode(fields))
 
     def _opened_page(self, page: LogPage) -> LogPage:
         return page._replace(events=[self._opened(event) for event in page.events])
 
+    def _opened_item(self, item: Appended) -> Appended:
+        event = None if item.event is None else self._opened(item.event)
+        return item._replace(event=event, replaced=tuple(map(self._opened, item.replaced)))
+
     async def append(self, drafts: Sequence[Draft]) -> list[Appended]:
-        recorded = []
         # A draft that stands in the batch twice has one key, so sealing it twice records it once.
-        for draft, item in zip(
-            drafts, await self._inner.append(list(map(self._sealed, drafts))), strict=True
-        ):
-            if item.event is not None:
-                event = draft.record(
-                    id=item.id, seq=item.seq, position=item.event.position, timestamp=item.timestamp
-                )
-                item = item._replace(event=event)
-            recorded.append(item)
-        return recorded
+        return [self._opened_item(item) for item in await self._inner.append(list(map(self._sealed, drafts)))]
 
     async def settle(self, drafts: Sequence[Draft]) -> list[Appended | None]:
-        # Only keys are looked at: nothing needs to be sealed.
-        return [
-            item if item is None or item.event is None else item._replace(event=self._opened(item.event))
-            for item in await self._inner.settle(drafts)
-        ]
+        # Only keys are looked at, and whether there is a target: nothing needs to be sealed.
+        found = await self._inner.settle(drafts)
+        return [None if item is None else self._opened_item(item) for item in found]
 
     async def head(self, room_id: str) -> RoomHead:
         return await self._inner.head(room_id)
@@ -119,3 +129,20 @@ class SealedStore(Store):
     async def streams(self) -> AsyncIterator[tuple[str, str, StreamState]]:
         async for stream in self._inner.streams():
             yield stream
+
+    async def feed(self, after: int, *, limit: int) -> list[FeedItem]:
+        items = await self._inner.feed(after, limit=limit)
+        return [item._replace(event=self._opened(item.event)) for item in items]
+
+    async def last_id(self) -> int:
+        return await self._inner.last_id()
+
+    async def stored_streams(self, event_names: Collection[str]) -> AsyncIterator[StoredStream]:
+        async for stream in self._inner.stored_streams(event_names):
+            yield stream
+
+    async def position_before(self, room_id: str, event_name: str, *, timestamp: int, limit: int) -> int:
+        return await self._inner.position_before(room_id, event_name, timestamp=timestamp, limit=limit)
+
+    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
+        return await self._inner.user_events(user_id, from_room=from_room, limit=limit)

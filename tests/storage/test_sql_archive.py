@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import make_url, text
@@ -18,6 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from dialogue import ConfigError, Event, SQLArchive, StartError, StoreUnavailable
 from dialogue.storage.archive import encode_row
+
+from ..postgres import Server
 
 REFERENCE = """
 CREATE TABLE messages (
@@ -67,23 +67,11 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def postgres_url() -> Iterator[str]:
+def postgres_url(postgres: Server) -> Iterator[str]:
     """An empty database of its own on a Postgres server."""
-    given = os.environ.get("DIALOGUE_TEST_POSTGRES_URL")
-    if not given:
-        pytest.skip("no Postgres: name a server in DIALOGUE_TEST_POSTGRES_URL")
-    server = make_url(given).set(drivername="postgresql")
-    name = f"dialogue_archive_{os.getpid()}"
-
-    async def run(*statements: str) -> None:
-        connection = await asyncpg.connect(server.render_as_string(hide_password=False))
-        for statement in statements:
-            await connection.execute(statement)
-        await connection.close()
-
-    asyncio.run(run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", f"CREATE DATABASE {name}"))
-    yield server.set(database=name).render_as_string(hide_password=False)
-    asyncio.run(run(f"DROP DATABASE {name} WITH (FORCE)"))
+    url = postgres.database(has_schema=False)
+    yield url
+    postgres.drop(url)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
