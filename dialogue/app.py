@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import fields
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -490,7 +490,7 @@ class Dialogue:
         """
         return await self.hub().changes.erase_user(user_id)
 
-    async def feed(self, *, after: int | None = None, epoch: str | None = None) -> AsyncIterator[Event[Any]]:
+    async def feed(self, *, after: int | None = None, epoch: str | None = None) -> AsyncGenerator[Event[Any]]:
         """Iterate over the recorded events of all rooms in order of ``id``: those in the log, then live ones.
 
         Each event comes once. Whoever keeps the last ``event.id`` that was dealt with, and gives it as *after* the
@@ -505,8 +505,9 @@ class Dialogue:
             CursorExpired: Events above *after* have been removed from the log, or *epoch* is another one.
             LifespanNotRunning: The server side is not running.
         """
-        async for event in self.hub().feeds.read(after, epoch):
-            yield event
+        async with aclosing(self.hub().feeds.read(after, epoch)) as events:
+            async for event in events:
+                yield event
 
     def room(self, room_id: str) -> RoomHandle:
         """Return a room by its id; it need not be in memory.

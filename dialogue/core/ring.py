@@ -60,6 +60,10 @@ class Ring:
     def __len__(self) -> int:
         return len(self._events) - self._start
 
+    def __bool__(self) -> bool:
+        """True: a ring that retention has emptied still knows how far its stream is."""
+        return True
+
     @property
     def first_position(self) -> int:
         """The oldest position that is here; ``last_position + 1`` when the ring is empty."""

@@ -170,7 +170,7 @@ def older_stream(
 
     # 1. At which position does the bound lie? From here on `position` and `before_seq` are where reading goes on.
     ring = view.rings.get(name)
-    last_position = ring.last_position if ring else 0
+    last_position = ring.last_position if ring is not None else 0
     if bound.position is not None:
         position = min(bound.position, last_position + 1)
     elif ring is None or before_seq > view.last_seq:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from random import Random
 from typing import Any
 
@@ -80,7 +80,7 @@ class Feeds:
         for reader in self._readers:
             reader.arrived.set()
 
-    async def read(self, after: int | None, epoch: str | None) -> AsyncIterator[Event[Any]]:
+    async def read(self, after: int | None, epoch: str | None) -> AsyncGenerator[Event[Any], None]:
         """Iterate over the feed; see `Dialogue.feed`."""
         if epoch is not None and epoch != self._store.epoch:
             raise CursorExpired(None)

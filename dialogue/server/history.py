@@ -119,7 +119,7 @@ def _by_offset(hub: Hub, room: Room, command: protocol.HistoryRead, names: list[
     if not names:
         return Read([], command.event, {}, None, 1)
     ring = room.rings.get(command.event)
-    position = (ring.last_position if ring else 0) - start + 1
+    position = (ring.last_position if ring is not None else 0) - start + 1
     if end == start:
         return Read([], command.event, {}, None, 1)
     bounds = {command.event: Bound(MAX_SEQ, position)}

@@ -437,7 +437,7 @@ class Hub:
         room = await self.open_rooms.open(room_id)
         event_type = self.recorded_type(room, name)
         ring = room.rings.get(name)
-        position = (ring.last_position if ring else 0) - start + 1
+        position = (ring.last_position if ring is not None else 0) - start + 1
         return await self._events(room, {name: Bound(MAX_SEQ, position)}, end - start, event_type)
 
     async def history_before(

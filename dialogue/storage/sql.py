@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -97,7 +97,7 @@ class SQLStore(Store):
         self._writer: Writer | None = None
         self._appender: transactions.Appender | None = None
         self._write_turn = asyncio.Lock()
-        self._writes: set[asyncio.Task[object]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._epoch: str | None = None
         self._settle_above_id = 0
         self._last_ids: tuple[int, ...] = ()
@@ -271,9 +271,9 @@ class SQLStore(Store):
         return StartError(f"the log {self.name} {problem}. {remedy}")
 
     async def aclose(self) -> None:
-        """Wait for a transaction that is running, close the connections, free the lock."""
-        if self._writes:
-            _, late = await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
+        """Wait for what is running, close the connections, free the lock."""
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=CLOSE_SECONDS)
             if late and self._writer is not None:
                 # A server that does not answer now will not do so later.
                 self._writer.cut()
@@ -307,19 +307,29 @@ class SQLStore(Store):
                     raise StoreUnavailable("the store is not open")
                 return await self._writer.transact(work)
 
-        task = asyncio.create_task(run())
-        self._writes.add(task)
-        task.add_done_callback(self._written)
+        return await self._in_task(run())
+
+    async def _in_task(self, call: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._called)
         await asyncio.wait((task,))
         return task.result()
 
-    def _written(self, task: asyncio.Task[object]) -> None:
-        self._writes.discard(task)
+    def _called(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
         if not task.cancelled():
             task.exception()  # looked at here, because the caller may be gone
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
-        """Return what *work* returned; it may be called twice."""
+        """Return what *work* returned; it may be called twice.
+
+        In a task of its own, as a write is: a driver that is cancelled half way leaves a connection that the pool
+        has lost.
+        """
+        return await self._in_task(self._read_bounded(work))
+
+    async def _read_bounded(self, work: Callable[[Connection], T]) -> T:
         deadline = asyncio.get_running_loop().time() + READ_SECONDS
         try:
             try:
