@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,7 +32,7 @@ from .engines import (
 )
 from .lock import LogLock
 from .memory import milliseconds
-from .postgres import READ_SECONDS, WRITE_SECONDS, PostgresWriter, cut_after
+from .postgres import READ_SECONDS, PostgresWriter, cut_after
 from .tables import log, upsert
 from .writer import Writer
 
@@ -41,6 +42,9 @@ logger = logging.getLogger("dialogue")
 
 CLOSE_SECONDS = 10.0
 """How long a close waits for a transaction that is still running."""
+
+CUT_SECONDS = 5.0
+"""How long it then waits for the end of one whose connection it has cut."""
 
 
 class SQLStore(Store):
@@ -209,13 +213,10 @@ class SQLStore(Store):
         while not migrate.upgrade_lock.acquire(blocking=False):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         try:
-            if isinstance(writer, PostgresWriter):
-                writer.bound_seconds = None
-            await writer.transact(self._upgrade)
+            with writer.unbounded() if isinstance(writer, PostgresWriter) else nullcontext():
+                await writer.transact(self._upgrade)
         finally:
             migrate.upgrade_lock.release()
-            if isinstance(writer, PostgresWriter):
-                writer.bound_seconds = WRITE_SECONDS
 
     def _upgrade(self, connection: Connection) -> None:
         if self._path is None:
@@ -271,15 +272,16 @@ class SQLStore(Store):
 
     async def aclose(self) -> None:
         """Wait for a transaction that is running, close the connections, free the lock."""
-        if self._writes:
-            _, late = await asyncio.wait(self._writes, timeout=CLOSE_SECONDS)
-            if late and self._writer is not None:
-                # A server that does not answer now will not do so later.
-                self._writer.cut()
-            for task in late:
-                task.cancel()
+        late = await self._finish(CLOSE_SECONDS)
         self._epoch = None
+        # What waits for its turn finds no writer.
         writer, self._writer = self._writer, None
+        if late and writer is not None:
+            # A server that has not answered by now is not waited for.
+            writer.cut()
+            late = await self._finish(CUT_SECONDS)
+        for task in late:
+            task.cancel()
         reader, self._reader = self._reader, None
         lock, self._lock = self._lock, None
         try:
@@ -291,6 +293,10 @@ class SQLStore(Store):
             # Last: the next owner must find no connection of ours.
             if lock is not None:
                 lock.release()
+
+    async def _finish(self, seconds: float) -> set[asyncio.Task[object]]:
+        """Wait for the writes that are running; return those that are not done after *seconds*."""
+        return (await asyncio.wait(self._writes, timeout=seconds))[1] if self._writes else set()
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         """Return what *work* returned, committed.

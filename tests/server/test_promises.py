@@ -120,6 +120,19 @@ async def test_a_refused_append_is_told_and_service_returns(store: FaultyStore) 
         assert [e["data"] for e in await client.until_events(1)] == ["kept"]
 
 
+async def test_who_comes_during_a_hanging_append_is_answered_too(store: FaultyStore) -> None:
+    """Everyone of the group has been answered already; a later publisher waits no longer than they did."""
+    limits = Limits(append_timeout_seconds=0.2, stop_seconds=0.1)
+    async with serve(Dialogue(rooms(), store=store, limits=limits)) as address, wire(address) as client:
+        await client.ask("join", room="general")
+        store.hold()
+        for data in ("hanging", "queued", "queued later"):
+            with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+                await client.trigger("general", "message", data)
+        store.release()
+        assert (await client.trigger("general", "message", "next"))["seq"] == 2
+
+
 async def test_an_unknown_outcome_is_settled_by_keys(store: FaultyStore) -> None:
     """The COMMIT's answer never came: the event is found, told once and acked, and the next one follows it."""
     async with serve(Dialogue(rooms(), store=store)) as address, wire(address) as client:
