@@ -95,7 +95,13 @@ class Load:
 @asynccontextmanager
 async def under_load(store: SQLStore) -> AsyncIterator[Load]:
     """Yield a load on a server over *store*; at the end hold what was acked against what everyone saw."""
-    limits = Limits(append_timeout_seconds=0.3, stop_seconds=5, errors_per_minute=1_000_000)
+    limits = Limits(
+        append_timeout_seconds=0.3,
+        stop_seconds=5,
+        errors_per_minute=1_000_000,
+        # The subscriber says nothing for as long as a run takes.
+        ping_seconds=1000,
+    )
     dialogue = Dialogue(rooms(sync_history_on_join=0), store=store, limits=limits)
     async with serve(dialogue) as address, wire(address, "subscriber") as subscriber:
         await subscriber.ask("join", room="general")

@@ -19,12 +19,14 @@ from ..storage.test_sql import writer_sql
 from .harness import Refused, Wire, eventually, rooms, serve, wire
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> FaultyStore:
-    """Both kinds of store, held and broken at will."""
-    return FaultyStore(
-        MemoryStore() if request.param == "memory" else SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
-    )
+    """Every kind of store, held and broken at will."""
+    if request.param == "memory":
+        return FaultyStore(MemoryStore())
+    if request.param == "postgres":
+        return FaultyStore(SQLStore(request.getfixturevalue("postgres_url")))
+    return FaultyStore(SQLStore(f"sqlite:///{tmp_path / 'log.db'}"))
 
 
 async def flood(client: Wire, count: int, name: str, room: str = "general") -> list[dict[str, Any]]:
