@@ -367,7 +367,12 @@ class GroupCommit:
         try:
             while not task.done():
                 deadline = self._next_deadline()
-                timeout = None if deadline is None else max(0.0, deadline - loop.time())
+                # With nobody waiting, look again before the deadline of whoever arrives meanwhile.
+                timeout = (
+                    self._limits.append_timeout_seconds
+                    if deadline is None
+                    else max(0.0, deadline - loop.time())
+                )
                 await asyncio.wait({task}, timeout=timeout)
                 if not task.done():
                     self._expire(loop.time())

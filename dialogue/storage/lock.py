@@ -42,18 +42,24 @@ class LogLock:
                 self._lock.acquire(blocking=False)
             except Timeout:
                 if time.monotonic() >= deadline:
+                    if not self.path.exists():
+                        # Some file systems answer that there is no such file where none can be made.
+                        raise self._cannot_be_made("No such file or directory") from None
                     raise LogLocked(str(self._log), wait_seconds) from None
                 if not is_told:
                     is_told = True
                     tell_waiting(str(self._log), wait_seconds)
             except OSError as error:
-                raise StartError(
-                    f"the lock {self.path} beside the log cannot be made ({error.strerror}). "
-                    "Let this user write to the folder, or put the log into another one"
-                ) from error
+                raise self._cannot_be_made(error.strerror) from error
             else:
                 return
             await asyncio.sleep(POLL_SECONDS)
+
+    def _cannot_be_made(self, why: str | None) -> StartError:
+        return StartError(
+            f"the lock {self.path} beside the log cannot be made ({why}). "
+            "Let this user write to the folder, or put the log into another one"
+        )
 
     def release(self) -> None:
         """Free the lock; nothing happens when it is not held."""

@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from ..errors import LogLocked, StoreUnavailable
+from ..errors import LogLocked, StoreError, StoreUnavailable
 from .writer import Writer
 
 T = TypeVar("T")
@@ -144,6 +144,8 @@ def create_postgres_engine(url: URL) -> AsyncEngine:
         pool_size=READERS,
         max_overflow=0,
         pool_timeout=READ_SECONDS,
+        # What is logged of a failed statement must not be what people wrote.
+        hide_parameters=True,
         connect_args={"timeout": CONNECT_SECONDS},
     )
 
@@ -165,7 +167,9 @@ def driver_of(connection: Connection) -> Any:
     """Return asyncpg's own connection; None where SQLAlchemy has given it up."""
     if connection.closed or connection.invalidated:
         return None
-    return connection.connection.driver_connection
+    dbapi_connection = connection.connection.dbapi_connection
+    # Not through the pool's record, which a connection that was taken out of its pool has left.
+    return None if dbapi_connection is None else connection.dialect.get_driver_connection(dbapi_connection)
 
 
 @contextmanager
@@ -174,15 +178,31 @@ def cut_after(connection: AsyncConnection, seconds: float | None) -> Iterator[No
 
     Not by cancelling: asyncpg then asks the server to stop the statement, over another connection, and waits.
     On SQLite nothing is cut: a file always answers.
+
+    Raises:
+        TimeoutError: It was cut, and the block failed with an error that is not a store's.
     """
     sync_connection = connection.sync_connection
     driver = driver_of(sync_connection) if sync_connection is not None else None
     if driver is None or seconds is None or connection.dialect.name != "postgresql":
         yield
         return
-    timer = asyncio.get_running_loop().call_later(seconds, driver.terminate)
+    is_cut = False
+
+    def cut() -> None:
+        nonlocal is_cut
+        is_cut = True
+        driver.terminate()
+
+    timer = asyncio.get_running_loop().call_later(seconds, cut)
     try:
         yield
+    except StoreError:
+        raise
+    except Exception as error:
+        if is_cut:
+            raise TimeoutError(f"Postgres did not answer within {seconds:g} s") from error
+        raise
     finally:
         timer.cancel()
 
@@ -213,9 +233,7 @@ class PostgresWriter(Writer):
         self._session: Session | None = None
         self._begin_sql = ""
         self._is_taken = False
-        self.bound_seconds: float | None = WRITE_SECONDS
-
-    # `bound_seconds` is how long a call may take; None for as long as it needs.
+        self._bound_seconds: float | None = WRITE_SECONDS
 
     async def open(self) -> None:
         """Connect and take the log, waiting for another owner to end.
@@ -235,15 +253,29 @@ class PostgresWriter(Writer):
         Raises:
             StoreUnavailable: The connection was lost, and the log cannot be taken again now.
         """
-        if self._is_broken:
+        if self._is_broken or self._has_ended():
             self.cut()
             await self.aclose()
         if self._connection is None:
             await self._connect(RETAKE_SECONDS)
         connection = self._connection
         assert connection is not None
-        with cut_after(connection, self.bound_seconds):
+        with cut_after(connection, self._bound_seconds):
             return await connection.run_sync(work)
+
+    @contextmanager
+    def unbounded(self) -> Iterator[None]:
+        """Let calls in the block take as long as they need."""
+        before, self._bound_seconds = self._bound_seconds, None
+        try:
+            yield
+        finally:
+            self._bound_seconds = before
+
+    def _has_ended(self) -> bool:
+        """Return whether the connection broke while it lay idle: then nothing was begun on it, and nobody is told."""
+        connection = self._connection.sync_connection if self._connection is not None else None
+        return connection is not None and self._is_lost(connection)
 
     async def _connect(self, wait_seconds: float) -> None:
         earlier = self._session

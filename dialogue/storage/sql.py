@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ from .engines import (
 )
 from .lock import LogLock
 from .memory import milliseconds
-from .postgres import READ_SECONDS, WRITE_SECONDS, PostgresWriter, cut_after
+from .postgres import READ_SECONDS, PostgresWriter, cut_after
 from .statements import NAMES_PER_UNION, chunks
 from .tables import log, upsert
 from .writer import Writer
@@ -42,6 +43,9 @@ logger = logging.getLogger("dialogue")
 
 CLOSE_SECONDS = 10.0
 """How long a close waits for a transaction that is still running."""
+
+CUT_SECONDS = 5.0
+"""How long it then waits for the end of one whose connection it has cut."""
 
 
 class SQLStore(Store):
@@ -210,13 +214,10 @@ class SQLStore(Store):
         while not migrate.upgrade_lock.acquire(blocking=False):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         try:
-            if isinstance(writer, PostgresWriter):
-                writer.bound_seconds = None
-            await writer.transact(self._upgrade)
+            with writer.unbounded() if isinstance(writer, PostgresWriter) else nullcontext():
+                await writer.transact(self._upgrade)
         finally:
             migrate.upgrade_lock.release()
-            if isinstance(writer, PostgresWriter):
-                writer.bound_seconds = WRITE_SECONDS
 
     def _upgrade(self, connection: Connection) -> None:
         if self._path is None:
@@ -272,15 +273,16 @@ class SQLStore(Store):
 
     async def aclose(self) -> None:
         """Wait for what is running, close the connections, free the lock."""
-        if self._calls:
-            _, late = await asyncio.wait(self._calls, timeout=CLOSE_SECONDS)
-            if late and self._writer is not None:
-                # A server that does not answer now will not do so later.
-                self._writer.cut()
-            for task in late:
-                task.cancel()
+        late = await self._finish(CLOSE_SECONDS)
         self._epoch = None
+        # What waits for its turn finds no writer.
         writer, self._writer = self._writer, None
+        if late and writer is not None:
+            # A server that has not answered by now is not waited for.
+            writer.cut()
+            late = await self._finish(CUT_SECONDS)
+        for task in late:
+            task.cancel()
         reader, self._reader = self._reader, None
         lock, self._lock = self._lock, None
         try:
@@ -292,6 +294,10 @@ class SQLStore(Store):
             # Last: the next owner must find no connection of ours.
             if lock is not None:
                 lock.release()
+
+    async def _finish(self, seconds: float) -> set[asyncio.Task[Any]]:
+        """Wait for the calls that are running; return those that are not done after *seconds*."""
+        return (await asyncio.wait(self._calls, timeout=seconds))[1] if self._calls else set()
 
     async def _write(self, work: Callable[[Connection], T]) -> T:
         """Return what *work* returned, committed.
@@ -314,6 +320,8 @@ class SQLStore(Store):
         self._calls.add(task)
         task.add_done_callback(self._called)
         await asyncio.wait((task,))
+        if task.cancelled():
+            raise StoreUnavailable("the store was closed")
         return task.result()
 
     def _called(self, task: asyncio.Task[Any]) -> None:

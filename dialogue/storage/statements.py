@@ -208,7 +208,7 @@ class PostgresAppend(AppendStatements):
         """See `AppendStatements.read`."""
         columns = tuple(list(column) for column in zip(*keys, strict=True)) or ([], [], [])
         before = Before(NO_LOG, [], [], [])
-        for row in connection.exec_driver_sql(_POSTGRES_READ, (*columns, list(room_ids))):
+        for row in connection.exec_driver_sql(POSTGRES_READ, (*columns, list(room_ids))):
             kind = row[0]
             if kind == "known":
                 before.known.append(row[1:7])
@@ -241,7 +241,7 @@ class PostgresAppend(AppendStatements):
 
 NO_LOG = -1
 
-_POSTGRES_READ = """
+POSTGRES_READ = """
 SELECT 'log', NULL::text, NULL::text, NULL::text, last_id, NULL::bigint, NULL::bigint
 FROM dialogue_log WHERE log_id = 1
 UNION ALL

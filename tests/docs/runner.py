@@ -22,10 +22,14 @@ from typing import Any
 
 import uvicorn
 
+from ..postgres import server
 from .pages import ROOT, Block, Page, name_of
 
 ADDRESS = "127.0.0.1:3000"
 """What pages call the server that they have started; the blocks get the address of one that has a free port."""
+
+DATABASE = "postgresql://chat@localhost/chat"
+"""What pages call their Postgres; the blocks of a page get an empty database of the tests' own server."""
 
 _FILE = re.compile(r"# (?P<name>[\w/]+\.py)\n")
 
@@ -66,6 +70,7 @@ class PageRunner:
         self._runner = asyncio.Runner()
         self._modules: set[str] = {self._module.__name__}
         self._exit = ExitStack()
+        self._url: str | None = None
 
     def __enter__(self) -> PageRunner:
         back = Path.cwd()
@@ -94,6 +99,8 @@ class PageRunner:
             if ADDRESS in code:
                 app = namespace["app"] if "app" in namespace else namespace["dialogue"].app
                 code = code.replace(ADDRESS, stack.enter_context(serving(app)))
+            if DATABASE in code:
+                code = code.replace(DATABASE, self._database())
             file = _FILE.match(code)
             if file is not None:
                 self._run_file(Path(file["name"]), code)
@@ -109,6 +116,12 @@ class PageRunner:
                 self._runner.run(eval(compiled, namespace))
             else:
                 exec(compiled, namespace)
+
+    def _database(self) -> str:
+        if self._url is None:
+            self._url = server().database(has_schema=False)
+            self._exit.callback(server().drop, self._url)
+        return self._url
 
     def _run_file(self, name: Path, code: str) -> None:
         path = self._folder / name

@@ -19,12 +19,14 @@ from ..storage.test_sql import writer_sql
 from .harness import Refused, Wire, eventually, rooms, serve, wire
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> FaultyStore:
-    """Both kinds of store, held and broken at will."""
-    return FaultyStore(
-        MemoryStore() if request.param == "memory" else SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
-    )
+    """Every kind of store, held and broken at will."""
+    if request.param == "memory":
+        return FaultyStore(MemoryStore())
+    if request.param == "postgres":
+        return FaultyStore(SQLStore(request.getfixturevalue("postgres_url")))
+    return FaultyStore(SQLStore(f"sqlite:///{tmp_path / 'log.db'}"))
 
 
 async def flood(client: Wire, count: int, name: str, room: str = "general") -> list[dict[str, Any]]:
@@ -118,6 +120,19 @@ async def test_a_refused_append_is_told_and_service_returns(store: FaultyStore) 
         store.fail_append = None
         assert (await client.trigger("general", "message", "kept"))["seq"] == 1
         assert [e["data"] for e in await client.until_events(1)] == ["kept"]
+
+
+async def test_who_comes_during_a_hanging_append_is_answered_too(store: FaultyStore) -> None:
+    """Everyone of the group has been answered already; a later publisher waits no longer than they did."""
+    limits = Limits(append_timeout_seconds=0.2, stop_seconds=0.1)
+    async with serve(Dialogue(rooms(), store=store, limits=limits)) as address, wire(address) as client:
+        await client.ask("join", room="general")
+        store.hold()
+        for data in ("hanging", "queued", "queued later"):
+            with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+                await client.trigger("general", "message", data)
+        store.release()
+        assert (await client.trigger("general", "message", "next"))["seq"] == 2
 
 
 async def test_an_unknown_outcome_is_settled_by_keys(store: FaultyStore) -> None:

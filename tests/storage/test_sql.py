@@ -202,6 +202,58 @@ def test_another_process_is_refused_until_the_owner_dies(tmp_path: Path) -> None
     assert accepted.stdout == "open\n"
 
 
+async def test_two_servers_on_one_log_are_found_out(
+    store: SQLStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever deletes the lock's file lets a second server in: the first to miss an event publishes no more."""
+    await store.append([draft()])
+    (tmp_path / "chat.db.lock").unlink()
+    second = SQLStore(url(tmp_path), lock_wait_seconds=0)
+    await second.open()
+    assert (await second.append([draft()]))[0].seq == 2
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="another server has written"):
+            await store.append([draft()])
+    assert (await second.append([draft()]))[0].seq == 3
+    assert "Stop one of the two, then restart this one" in caplog.text
+    assert seqs(await store.page("general", limit=9)) == [1, 2, 3]
+    await second.aclose()
+
+
+async def test_waiting_for_the_log_is_said_once(
+    store: SQLStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever looks at a start that seems to hang finds the reason in the log."""
+    second = SQLStore(url(tmp_path), lock_wait_seconds=0.2)
+    with pytest.raises(LogLocked):
+        await second.open()
+    assert caplog.text.count("waiting 0.2 s for it to end") == 1
+
+
+async def test_a_folder_is_not_a_log(tmp_path: Path) -> None:
+    """It is named as what it is, and nothing is left beside it."""
+    (tmp_path / "chat.db").mkdir()
+    with pytest.raises(StartError, match=r"chat\.db is a folder\. Name a file in it"):
+        await SQLStore(url(tmp_path)).open()
+    assert not (tmp_path / "chat.db.lock").exists()
+
+
+async def test_a_lock_that_leads_nowhere_is_not_another_process(tmp_path: Path) -> None:
+    """A link whose folder is gone is named, and nobody waits for it."""
+    (tmp_path / "chat.db.lock").symlink_to(tmp_path / "absent" / "lock")
+    with pytest.raises(StartError, match=r"chat\.db\.lock beside the log cannot be made") as caught:
+        await SQLStore(url(tmp_path), lock_wait_seconds=0).open()
+    assert not isinstance(caught.value, LogLocked)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder in which no file can be made")
+async def test_a_lock_that_cannot_be_made_is_not_another_process() -> None:
+    """Such a folder answers as a lock that just went away does, however often one looks."""
+    with pytest.raises(StartError, match=r"chat\.db\.lock beside the log cannot be made") as caught:
+        await SQLStore("sqlite:////proc/self/chat.db", lock_wait_seconds=0).open()
+    assert not isinstance(caught.value, LogLocked)
+
+
 async def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     """Folders are not made: a typing mistake must not start an empty log somewhere else."""
     with pytest.raises(StartError, match=r"there is no folder .*absent"):
