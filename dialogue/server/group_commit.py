@@ -329,9 +329,9 @@ class GroupCommit:
     async def _commit(self, group: list[Submission]) -> None:
         while group:
             recorded = [submission for submission in group if submission.draft.is_recorded]
-            results, kept = await self._watched(self._append(recorded)) if recorded else ({}, [])
+            results, kept = await self._watched(self._append(recorded)) if recorded else ({}, None)
             # Nothing overtakes what is kept for another try: ephemeral events behind it wait, too.
-            end = group.index(kept[0]) if kept else len(group)
+            end = len(group) if kept is None else group.index(kept)
             outcomes = []
             for submission in group[:end]:
                 appended = results.get(id(submission))
@@ -402,12 +402,12 @@ class GroupCommit:
         while self._queue and self._queue[0].deadline <= now:
             self._dequeue().fail(error)
 
-    async def _append(self, submissions: list[Submission]) -> tuple[dict[int, Appended], list[Submission]]:
+    async def _append(self, submissions: list[Submission]) -> tuple[dict[int, Appended], Submission | None]:
         """Append, settling unknown outcomes and finding poison by halving; failures are told to publishers.
 
         Returns:
-            What was recorded, by the ids of the submissions; and the end of *submissions* that is to be tried again
-            (empty unless the writer waits for its store). Nothing of that end was recorded.
+            What was recorded, by the ids of the submissions; and the first of *submissions* that is to be tried
+            again with all that follow it, of which nothing was recorded (None unless the writer waits for its store).
         """
         drafts = [submission.draft for submission in submissions]
         results: Sequence[Appended | None]
@@ -419,16 +419,16 @@ class GroupCommit:
         except DraftRefused as error:
             if len(submissions) == 1 and isinstance(error, TargetGone):
                 self._fail(submissions, InvalidRequest("the event is not in the log any more, or is deleted"))
-                return {}, []
+                return {}, None
             if len(submissions) == 1:
                 self._metrics.append_failures.labels("refused").inc()
                 self._log.warning("the database refuses an event of room %r: %s", drafts[0].room_id, error)
                 self._fail(submissions, Internal("the database refuses this event"))
-                return {}, []
+                return {}, None
             middle = len(submissions) // 2
             first, kept = await self._append(submissions[:middle])
-            if kept:
-                return first, [*kept, *submissions[middle:]]
+            if kept is not None:
+                return first, kept
             second, kept = await self._append(submissions[middle:])
             return first | second, kept
         except OutcomeUnknown as error:
@@ -439,15 +439,15 @@ class GroupCommit:
             )
             results = await self._settle(drafts)
             if self._waits_for_store and not any(results):
-                return {}, submissions
+                return {}, submissions[0]
         except StoreUnavailable as error:
             self._metrics.append_failures.labels("unavailable").inc()
             self.condition.failed(error)
             self._log.error("the store did not take %d events: %s", len(drafts), _why(error))
             if self._waits_for_store:
-                return {}, submissions
+                return {}, submissions[0]
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
-            return {}, []
+            return {}, None
         except Exception as error:
             # Whatever a store raises against its contract, the next append must not leave a hole behind this one.
             self._log.exception("an append of %d events failed in a way that no store should", len(drafts))
@@ -462,7 +462,7 @@ class GroupCommit:
         }
         lost = [submission for submission in submissions if id(submission) not in settled]
         self._fail(lost, StoreUnavailable("the event was not recorded", retry_after_seconds=1))
-        return settled, []
+        return settled, None
 
     async def _settle(self, drafts: list[Draft]) -> Sequence[Appended | None]:
         """Ask until the store tells what became of *drafts*: nothing is appended before that is known."""

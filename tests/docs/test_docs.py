@@ -181,7 +181,9 @@ def test_the_tests_that_pages_name_exist() -> None:
     """A promise names the test that attacks it: `tests/…py::test_…`."""
     named = 0
     for path in PAGES:
-        for file, test in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", path.read_text(encoding="utf-8")):
+        for file, test in re.findall(
+            r"`((?:tests|dialogue)/[\w/]+\.py)::(?:\w+\.)?(\w+)`", path.read_text(encoding="utf-8")
+        ):
             tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
             functions = ast.FunctionDef | ast.AsyncFunctionDef
             assert test in {node.name for node in ast.walk(tree) if isinstance(node, functions)}, test

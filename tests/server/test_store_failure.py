@@ -234,6 +234,7 @@ async def test_a_failure_amid_halving_tells_what_is_recorded_and_keeps_the_rest(
             await client.answer(refs[2])
         await eventually(lambda: failed_appends(dialogue) >= 2)
         assert [event["data"] for event in client.events()] == [*"012"]
+        assert dialogue.hub().commit.waiting_events == 3, "what is told does not wait any more"
         store.is_down = False
         assert [(await client.answer(ref))["seq"] for ref in refs[4:]] == [4, 5, 6]
         assert [event["data"] for event in client.events()] == [*"012345"]
