@@ -16,8 +16,19 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from dialogue import ConfigError, Event, SQLArchive, StartError, StoreUnavailable
+from dialogue import (
+    ConfigError,
+    Dialogue,
+    Event,
+    History,
+    RoomConfig,
+    SQLArchive,
+    StartError,
+    StoreUnavailable,
+    define_event,
+)
 from dialogue.storage.archive import encode_row
+from dialogue.storage.sql import SQLStore
 
 REFERENCE = """
 CREATE TABLE messages (
@@ -286,6 +297,34 @@ async def test_a_server_that_cannot_be_reached_is_said_to_be() -> None:
 
 
 # -- order and reading -------------------------------------------------------------------------------------------
+
+
+async def test_a_server_reads_on_in_the_table_below_its_log(database: Database, tmp_path: Path) -> None:
+    """Every event once, in order, over memory, log and table, in both modes of reading; another life too."""
+    note = define_event("message", history=History(limit=5))
+    store = SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
+    await database.run(REFERENCE)
+    for table, create in (("messages", False), ("past", True)):
+        archive = SQLArchive(database.url, table=table, create=create)
+        dialogue = Dialogue({"general": RoomConfig(events=[note])}, store=store, archive=archive)
+        async with dialogue.lifespan():
+            assert archive.is_keyset is create
+            handover = dialogue.hub().handover
+            assert handover is not None
+            room = dialogue.room("general")
+            first = room_seq = (await room.trigger("message", {"n": 0})).seq or 0
+            for n in range(1, 40):
+                room_seq = (await room.trigger("message", {"n": n})).seq or 0
+            async with asyncio.timeout(20):
+                while handover.statistics().waiting_events:
+                    await asyncio.sleep(0.005)
+            await store.remove("general", "message", room_seq - 10)
+            events = await room.history("message", 0, 35 if create else 100)
+            assert [event.data["n"] for event in events] == list(range(39, 39 - len(events), -1))
+            assert len(events) == (35 if create else 40)
+            assert events[0].seq == room_seq
+            assert (events[30].seq is None) is not create
+            assert first == (41 if create else 1)
 
 
 async def test_rows_are_in_the_order_of_the_primary_key(database: Database) -> None:
