@@ -551,7 +551,7 @@ async def test_an_edit_that_comes_after_its_deletion_changes_nothing(database: D
 
 
 async def test_a_change_reaches_events_that_still_wait_to_be_written(database: Database) -> None:
-    """Events that were read from the log before an edit, and are written after it, are written as edited."""
+    """Batches are written in the order of their calls; an edit that is older than a deletion does not undo it."""
     archive = await opened(database, create=True)
     async with archive._write_turn:
         late = asyncio.create_task(
@@ -565,6 +565,27 @@ async def test_a_change_reaches_events_that_still_wait_to_be_written(database: D
     wire = {row["seq"]: row for row in shown(await archive.load_before("general", "message", 100, 9))}
     assert (wire[1]["data"], wire[1]["edited"]) == ("new", True)
     assert (wire[2]["data"], wire[2]["deleted"]) == (None, True)
+    assert wire[3]["data"] == {"n": 3}
+    await archive.aclose()
+
+
+async def test_a_row_from_before_the_flags_is_edited_too(database: Database) -> None:
+    """A column that was added later is NULL in the rows that were there."""
+    await database.run(REFERENCE)
+    for column in ("epoch TEXT", "seq BIGINT"):
+        await database.run(f"ALTER TABLE messages ADD COLUMN {column}")
+    archive = await opened(database)
+    await keep(archive, [event(1, "old")])
+    await archive.aclose()
+    for column in ("is_edited BOOLEAN", "is_deleted INTEGER"):
+        await database.run(f"ALTER TABLE messages ADD COLUMN {column}")
+    archive = await opened(database)
+    await keep(archive, [change(2, 1, "new")])
+    (row,) = shown(await archive.load_before("general", "message", 9, 9))
+    assert (row["data"], row["edited"]) == ("new", True)
+    await keep(archive, [change(3, 1)])
+    (row,) = shown(await archive.load_before("general", "message", 9, 9))
+    assert (row["data"], row["deleted"]) == (None, True)
     await archive.aclose()
 
 
