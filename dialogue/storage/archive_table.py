@@ -27,6 +27,7 @@ from sqlalchemy import (
     false,
     insert,
     inspect,
+    or_,
     select,
     text,
     update,
@@ -308,16 +309,18 @@ class ArchiveTable:
             values[flag] = self._flag(flag, True)
         if change.is_erasure:
             values |= self._blank()
-        return (
-            update(self.table)
-            .where(
-                c.room_id == room_id,
-                c.event_name == change.event_name,
-                c.epoch == epoch,
-                c.seq == change.target_seq,
-            )
-            .values(values)
+        statement = update(self.table).where(
+            c.room_id == room_id,
+            c.event_name == change.event_name,
+            c.epoch == epoch,
+            c.seq == change.target_seq,
         )
+        if change.data_json is not None and "is_deleted" in self.columns:
+            # It may have been handed over as deleted, before this older edit was handed over.
+            # Rows from before the column was added have NULL in it.
+            is_there = c.is_deleted == self._flag("is_deleted", False)
+            statement = statement.where(or_(c.is_deleted.is_(None), is_there))
+        return statement.values(values)
 
     def _blank(self) -> dict[str, Any]:
         values: dict[str, Any] = {"event_data": b"null", "from_user": ERASED, "meta": None, "key": None}

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from ..errors import ConfigError, StartError, StoreUnavailable
 from ..events import Event
 from .archive import Archive
-from .archive_table import ArchiveTable, Change, change_of, ddl, definition, event_fields, find
+from .archive_table import ArchiveTable, change_of, ddl, definition, event_fields, find
 from .engines import BUSY_SECONDS, check_engine, parse_url
 
 T = TypeVar("T")
@@ -24,19 +24,6 @@ CONNECTIONS = 5
 
 CLOSE_SECONDS = 10.0
 """How long a close waits for statements that are still running."""
-
-
-class _Call:
-    """A `cleanup` that has not ended, and what it has to do besides.
-
-    Attributes:
-        changes: Of the room's events, from ``$edit`` and ``$delete`` events that came after this call's own events
-            were read; by target.
-    """
-
-    def __init__(self, room_id: str) -> None:
-        self.room_id = room_id
-        self.changes: dict[int, Change] = {}
 
 
 class SQLArchive(Archive):
@@ -94,7 +81,6 @@ class SQLArchive(Archive):
         self._epoch = ""
         self._engine: AsyncEngine | None = None
         self._found: ArchiveTable | None = None
-        self._calls: set[_Call] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._write_turn = asyncio.Lock()
         self._read_turns = asyncio.Semaphore(CONNECTIONS - 1)
@@ -205,27 +191,7 @@ class SQLArchive(Archive):
         """
         found = self._table()
         changes = [change for change in map(change_of, events) if change is not None]
-        # A call that still waits for its turn has read its events before these changes were made: they are made to
-        # its rows as well. Rows that are in the table are changed by this call.
-        for other in self._calls:
-            if other.room_id == room_id:
-                other.changes |= {change.target_seq: change for change in changes}
-        call = _Call(room_id)
-        self._calls.add(call)
-        deleted = {event.seq for event in events if event.is_deleted}
-
-        def work(connection: Connection) -> None:
-            late = [
-                change
-                for seq, change in call.changes.items()
-                if change.data_json is None or seq not in deleted
-            ]
-            found.add(connection, events, sorted([*changes, *late]))
-
-        try:
-            await self._write(work)
-        finally:
-            self._calls.discard(call)
+        await self._write(lambda connection: found.add(connection, events, changes))
 
     async def load(self, room_id: str, event_name: str, start: int, end: int) -> Sequence[Any]:
         """Read by offset. See `Archive.load`.
@@ -306,7 +272,8 @@ class SQLArchive(Archive):
             return await connection.run_sync(work)
 
     async def _transaction(self, work: Callable[[Connection], T]) -> T:
-        # One at a time: rows get their numbers in the order of the batches, and changes meet the rows they change.
+        # One at a time, first come, first served: rows get their numbers in the order of the batches, and events
+        # that were read from the log before they were edited are in the table when the edit comes.
         async with self._write_turn:
             assert self._engine is not None
             if self._is_sqlite:

@@ -33,6 +33,7 @@ from dialogue import (
     StoreUnavailable,
 )
 from dialogue.storage import cleanup, condition
+from dialogue.storage.base import LogPage
 from dialogue.storage.sql import SQLStore
 from dialogue.testing import FaultyStore
 
@@ -580,6 +581,41 @@ async def test_waiting_for_what_is_in_flight_waits_for_nothing_else() -> None:
 
         answering = asyncio.create_task(answer())
     await answering
+
+
+async def test_a_batch_that_is_being_read_is_in_flight() -> None:
+    """Its events were read before whoever waits has erased them, and are written after."""
+
+    class SlowToRead(FaultyStore):
+        is_reading = False
+
+        async def stream_page(
+            self, room_id: str, event_name: str, *, before_position: int, limit: int
+        ) -> LogPage:
+            page = await super().stream_page(
+                room_id, event_name, before_position=before_position, limit=limit
+            )
+            self.is_reading = True
+            await may_go_on.wait()
+            return page
+
+    may_go_on = asyncio.Event()
+    store = SlowToRead(MemoryStore())
+    kept: list[Any] = []
+    hooks = Hooks(on_cleanup=lambda events: kept.extend(event.data for event in events))
+    dialogue = Dialogue(rooms(), store=store, hooks=hooks)
+    async with dialogue.lifespan():
+        handover = dialogue.hub().handover
+        assert handover is not None
+        for n in range(6):
+            await dialogue.trigger("general", message, n)
+        await eventually(lambda: store.is_reading)
+        waiting = asyncio.create_task(handover.wait_in_flight())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        may_go_on.set()
+        await waiting
+        assert kept == [0]
 
 
 async def test_retries_wait_a_random_time_below_a_bound_that_doubles(

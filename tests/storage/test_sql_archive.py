@@ -14,8 +14,19 @@ from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from dialogue import ConfigError, Event, SQLArchive, StartError, StoreUnavailable
+from dialogue import (
+    ConfigError,
+    Dialogue,
+    Event,
+    History,
+    RoomConfig,
+    SQLArchive,
+    StartError,
+    StoreUnavailable,
+    define_event,
+)
 from dialogue.storage.archive import encode_row
+from dialogue.storage.sql import SQLStore
 
 from ..postgres import Server
 
@@ -276,6 +287,34 @@ async def test_a_server_that_cannot_be_reached_is_said_to_be() -> None:
 # -- order and reading -------------------------------------------------------------------------------------------
 
 
+async def test_a_server_reads_on_in_the_table_below_its_log(database: Database, tmp_path: Path) -> None:
+    """Every event once, in order, over memory, log and table, in both modes of reading; another life too."""
+    note = define_event("message", history=History(limit=5))
+    store = SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
+    await database.run(REFERENCE)
+    for table, create in (("messages", False), ("past", True)):
+        archive = SQLArchive(database.url, table=table, create=create)
+        dialogue = Dialogue({"general": RoomConfig(events=[note])}, store=store, archive=archive)
+        async with dialogue.lifespan():
+            assert archive.is_keyset is create
+            handover = dialogue.hub().handover
+            assert handover is not None
+            room = dialogue.room("general")
+            first = room_seq = (await room.trigger("message", {"n": 0})).seq or 0
+            for n in range(1, 40):
+                room_seq = (await room.trigger("message", {"n": n})).seq or 0
+            async with asyncio.timeout(20):
+                while handover.statistics().waiting_events:
+                    await asyncio.sleep(0.005)
+            await store.remove("general", "message", room_seq - 10)
+            events = await room.history("message", 0, 35 if create else 100)
+            assert [event.data["n"] for event in events] == list(range(39, 39 - len(events), -1))
+            assert len(events) == (35 if create else 40)
+            assert events[0].seq == room_seq
+            assert (events[30].seq is None) is not create
+            assert first == (41 if create else 1)
+
+
 async def test_rows_are_in_the_order_of_the_primary_key(database: Database) -> None:
     """Many events have the same millisecond, and a clock may have been set back between two lives of a log."""
     await database.run(REFERENCE)
@@ -500,7 +539,7 @@ async def test_an_edit_that_comes_after_its_deletion_changes_nothing(database: D
 
 
 async def test_a_change_reaches_events_that_still_wait_to_be_written(database: Database) -> None:
-    """Events that were read from the log before an edit, and are written after it, are written as edited."""
+    """Batches are written in the order of their calls; an edit that is older than a deletion does not undo it."""
     archive = await opened(database, create=True)
     async with archive._write_turn:
         late = asyncio.create_task(
@@ -514,6 +553,27 @@ async def test_a_change_reaches_events_that_still_wait_to_be_written(database: D
     wire = {row["seq"]: row for row in shown(await archive.load_before("general", "message", 100, 9))}
     assert (wire[1]["data"], wire[1]["edited"]) == ("new", True)
     assert (wire[2]["data"], wire[2]["deleted"]) == (None, True)
+    assert wire[3]["data"] == {"n": 3}
+    await archive.aclose()
+
+
+async def test_a_row_from_before_the_flags_is_edited_too(database: Database) -> None:
+    """A column that was added later is NULL in the rows that were there."""
+    await database.run(REFERENCE)
+    for column in ("epoch TEXT", "seq BIGINT"):
+        await database.run(f"ALTER TABLE messages ADD COLUMN {column}")
+    archive = await opened(database)
+    await keep(archive, [event(1, "old")])
+    await archive.aclose()
+    for column in ("is_edited BOOLEAN", "is_deleted INTEGER"):
+        await database.run(f"ALTER TABLE messages ADD COLUMN {column}")
+    archive = await opened(database)
+    await keep(archive, [change(2, 1, "new")])
+    (row,) = shown(await archive.load_before("general", "message", 9, 9))
+    assert (row["data"], row["edited"]) == ("new", True)
+    await keep(archive, [change(3, 1)])
+    (row,) = shown(await archive.load_before("general", "message", 9, 9))
+    assert (row["data"], row["deleted"]) == (None, True)
     await archive.aclose()
 
 
