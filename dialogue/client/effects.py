@@ -16,6 +16,8 @@ State = Literal["connecting", "connected", "resuming", "offline"]
 being tried again. ``offline``: not started, closed, or ended for good."""
 
 TRIGGER = "trigger"
+PUBLISHES = frozenset((TRIGGER, "edit", "delete"))
+"""Commands that record something: sent in order, and again with their key until their outcome is known."""
 READS = frozenset({"history", "rooms"})
 
 

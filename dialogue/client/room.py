@@ -126,15 +126,61 @@ class Room:
                 self._name(event),
                 msgspec.Raw(encoded),
                 meta=meta_raw,
-                key=secrets.token_hex(16) if key is None else key,
+                key=_new_key() if key is None else key,
             )
         )
-        return Ack(
-            seq=answer.get("seq"),
-            id=answer.get("id"),
-            timestamp=answer.get("timestamp") or 0,
-            is_duplicate=bool(answer.get("duplicate")),
+        return _ack(answer)
+
+    async def edit(
+        self,
+        seq: int,
+        data: Any,
+        *,
+        event: EventType[Any] | None = None,
+        key: str | None = None,
+    ) -> Ack:
+        """Replace the data of an event of one's own, or of one that the server lets one edit.
+
+        It waits and is sent again as `trigger` does. Everyone in the room is told by a ``$edit``.
+
+        Args:
+            seq: The event's.
+            data: Plain JSON data, or an instance of the type's schema (or of any pydantic model).
+            event: The event's type, if *data* is to be checked by it first.
+            key: The idempotency key; a new one is made if there is none.
+
+        Returns:
+            That of the ``$edit``.
+
+        Raises:
+            InvalidRequest: There is no such event in the log, or it is deleted.
+            PermissionDenied: It is someone else's.
+            CommandError, Backpressure, ConnectionLost, TypeError, ValueError: As `trigger`.
+        """
+        encoded = encode_data(data, event)
+        self._check_size(len(encoded))
+        answer = await self._client._request(
+            lambda session: session.edit(self.room_id, seq, msgspec.Raw(encoded), key=key or _new_key())
         )
+        return _ack(answer)
+
+    async def delete(self, seq: int, *, key: str | None = None) -> Ack:
+        """Delete an event of one's own, or of one that the server lets one delete.
+
+        Everyone in the room is told by a ``$delete``; the event stays as a tombstone without data.
+
+        Returns:
+            That of the ``$delete``.
+
+        Raises:
+            InvalidRequest: There is no such event in the log, or it is deleted.
+            PermissionDenied: It is someone else's.
+            CommandError, Backpressure, ConnectionLost: As `trigger`.
+        """
+        answer = await self._client._request(
+            lambda session: session.delete(self.room_id, seq, key=key or _new_key())
+        )
+        return _ack(answer)
 
     # ---- reading
 
@@ -418,3 +464,16 @@ def encode_data(data: Any, event_type: EventType[Any] | None) -> bytes:
 def _dumps(data: Any) -> bytes:
     # Not msgspec: it writes NaN as null, and the server would record what nobody sent.
     return json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _new_key() -> str:
+    return secrets.token_hex(16)
+
+
+def _ack(answer: dict[str, Any]) -> Ack:
+    return Ack(
+        seq=answer.get("seq"),
+        id=answer.get("id"),
+        timestamp=answer.get("timestamp") or 0,
+        is_duplicate=bool(answer.get("duplicate")),
+    )

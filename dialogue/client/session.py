@@ -38,6 +38,7 @@ from dialogue.events import WireEvent
 from dialogue.protocol import CLOSE_NORMAL, CLOSE_NOT_THIS_PROTOCOL, CLOSE_TOO_BIG, CLOSE_UNAUTHENTICATED
 
 from .effects import (
+    PUBLISHES,
     READS,
     TRIGGER,
     Deliver,
@@ -345,6 +346,22 @@ class Session:
             command["meta"] = meta
         return self._request(command)
 
+    def edit(self, room_id: str, seq: int, data: Any, *, key: str) -> int:
+        """Replace the data of an event; sent like a trigger.
+
+        Raises:
+            Backpressure, ConnectionLost: See `trigger`.
+        """
+        return self._request({"type": "edit", "room": room_id, "seq": seq, "data": data, "key": key})
+
+    def delete(self, room_id: str, seq: int, *, key: str) -> int:
+        """Delete an event; sent like a trigger.
+
+        Raises:
+            Backpressure, ConnectionLost: See `trigger`.
+        """
+        return self._request({"type": "delete", "room": room_id, "seq": seq, "key": key})
+
     def read(self, command: dict[str, Any]) -> int:
         """Send a ``history`` or ``rooms`` command (without ``ref``); it is asked again after a reconnect.
 
@@ -368,7 +385,7 @@ class Session:
     def _request(self, command: dict[str, Any]) -> int:
         if self._ended:
             raise ConnectionLost(getattr(self._ended, "code", None), str(self._ended))
-        is_trigger = command["type"] == TRIGGER
+        is_trigger = command["type"] in PUBLISHES
         limit = self._max_pending_triggers if is_trigger else self._max_pending_requests
         count = self._pending_triggers if is_trigger else len(self._requests) - self._pending_triggers
         if count >= limit:
@@ -383,7 +400,7 @@ class Session:
         return request.ref
 
     def _has_to_wait(self, request: Request) -> bool:
-        if request.kind == TRIGGER and request.room_id in self._held_until:
+        if request.kind in PUBLISHES and request.room_id in self._held_until:
             return True
         room = self.rooms.get(request.room_id or "")
         return room is not None and room.is_suspended and request.kind not in ("join", "leave")
@@ -402,7 +419,7 @@ class Session:
 
     def _pop(self, ref: int) -> Request | None:
         request = self._requests.pop(ref, None)
-        if request is not None and request.kind == TRIGGER:
+        if request is not None and request.kind in PUBLISHES:
             self._pending_triggers -= 1
         return request
 
@@ -549,7 +566,7 @@ class Session:
             # Sent right behind a resume that failed for the moment; it goes again when one has succeeded.
             request.is_sent = False
             return
-        if request.kind == TRIGGER and error.is_outcome_unknown:
+        if request.kind in PUBLISHES and error.is_outcome_unknown:
             request.attempts += 1
             if request.attempts < self._timing.trigger_attempts:
                 self._hold(request, error, now)

@@ -212,6 +212,8 @@ class Timeline:
         target = change.data.get("target_seq") if isinstance(change.data, dict) else None
         if not isinstance(target, int):
             return
+        if change.event == "$edit" and "data" not in change.data:
+            return  # Void: a later change says what became of the event.
         if self._lock.locked():
             self._changes[target] = change
             if len(self._changes) > _CHANGES_LIMIT:

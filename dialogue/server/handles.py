@@ -187,16 +187,30 @@ class RoomHandle:
         return await self._hub.history_by_offset(self.room_id, name, start, end)
 
     async def page(
-        self, event: str | EventType[Any] | None = None, *, before: int | None = None, limit: int = 50
+        self,
+        event: str | EventType[Any] | None = None,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        around: int | None = None,
+        limit: int = 50,
     ) -> list[Event[Any]]:
-        """Return the newest *limit* events below seq *before* (exclusive; None for the newest), oldest first.
+        """Return up to *limit* events of one type, or of all, oldest first; the newest ones unless a seq is given.
+
+        Args:
+            before: The newest below this seq (exclusive).
+            after: The oldest above this seq (exclusive).
+            around: The event with this seq, and as many on both sides of it.
 
         Raises:
             EventNotAllowed: The room has no such recorded event.
             StoreUnavailable: Part of the range cannot be read now.
+            ValueError: More than one seq is given.
         """
         name = event.name if isinstance(event, EventType) else event
-        return await self._hub.history_before(self.room_id, name, before, limit)
+        return await self._hub.history_page(
+            self.room_id, name, before=before, after=after, around=around, limit=limit
+        )
 
     def __repr__(self) -> str:
         return f"<Room {self.room_id!r}>"

@@ -23,6 +23,7 @@ from ..config import EventType, Limits, RoomTypes
 from ..core import admission
 from ..core.cursor import MAX_SEQ, Bound
 from ..core.room import Room, Subscriber
+from ..core.timeline import Gap
 from ..errors import (
     Backpressure,
     EventNotAllowed,
@@ -435,35 +436,62 @@ class Hub:
         if start < 0 or end < start:
             raise ValueError("0 <= start <= end is needed")
         room = await self.open_rooms.open(room_id)
-        event_type = self.recorded_type(room, name)
+        self.recorded_type(room, name)
         ring = room.rings.get(name)
         position = (ring.last_position if ring is not None else 0) - start + 1
-        return await self._events(room, {name: Bound(MAX_SEQ, position)}, end - start, event_type)
+        return await self._events(room, {name: Bound(MAX_SEQ, position)}, end - start)
 
-    async def history_before(
-        self, room_id: str, name: str | None, before: int | None, limit: int
+    async def history_page(
+        self,
+        room_id: str,
+        name: str | None,
+        *,
+        before: int | None,
+        after: int | None,
+        around: int | None,
+        limit: int,
     ) -> list[Event[Any]]:
-        """Return the newest events below a seq, oldest first."""
+        """Return events by seq, oldest first; see `RoomHandle.page`."""
+        if sum(bound is not None for bound in (before, after, around)) > 1:
+            raise ValueError("give one of before, after and around")
         room = await self.open_rooms.open(room_id)
         names = room.recorded_names() if name is None else [self.recorded_type(room, name).name]
+        if after is not None:
+            return await self._newer(room, names, after, limit)
+        if around is not None:
+            older = await self._events(room, bounds_below(names, around + 1), (limit + 1) // 2)
+            return older[::-1] + await self._newer(room, names, around, limit - len(older))
         bounds = bounds_below(names, room.last_seq + 1 if before is None else before)
-        return (await self._events(room, bounds, limit, None))[::-1]
+        return (await self._events(room, bounds, limit))[::-1]
 
-    async def _events(
-        self, room: Room, bounds: dict[str, Bound], limit: int, event_type: EventType[Any] | None
-    ) -> list[Event[Any]]:
+    async def _newer(self, room: Room, names: list[str], after: int, limit: int) -> list[Event[Any]]:
+        events: list[EncodedEvent] = []
+        goes_on: int | None = after
+        while goes_on is not None and len(events) < limit:
+            part = await self.reader.newer(room, names, after=goes_on, limit=limit - len(events))
+            self._check_readable(part.gap)
+            events += part.events
+            goes_on = part.next_after
+        return self._decoded(room, events)
+
+    @staticmethod
+    def _check_readable(gap: Gap | None) -> None:
+        if gap is not None and gap.reason == "tier_unavailable":
+            raise StoreUnavailable("part of the history cannot be read now", retry_after_seconds=1)
+
+    def _decoded(self, room: Room, events: Sequence[EncodedEvent]) -> list[Event[Any]]:
+        return [
+            Event.decode(event, epoch=self.store.epoch, event_type=room.room_type.event_type(event.event))
+            for event in events
+        ]
+
+    async def _events(self, room: Room, bounds: dict[str, Bound], limit: int) -> list[Event[Any]]:
         """Read *limit* events below *bounds*, newest first, over as many pages as it takes."""
         newest_first: list[EncodedEvent] = []
         goes_on: dict[str, Bound] | None = bounds
         while goes_on is not None and len(newest_first) < limit:
             part = await self.reader.older(room, goes_on, limit=limit - len(newest_first))
-            if part.gap is not None and part.gap.reason == "tier_unavailable":
-                raise StoreUnavailable("part of the history cannot be read now", retry_after_seconds=1)
+            self._check_readable(part.gap)
             newest_first += part.events[::-1]
             goes_on = part.bounds
-        return [
-            Event.decode(
-                event, epoch=self.store.epoch, event_type=event_type or room.room_type.event_type(event.event)
-            )
-            for event in newest_first
-        ]
+        return self._decoded(room, newest_first)

@@ -231,6 +231,11 @@ export interface Room<Events extends EventMap = EventMap> {
     options?: TriggerOptions,
   ): Promise<Ack>;
 
+  /** Replaces the data of an event; resolves with the ack of the `$edit`. */
+  edit(seq: number, data: unknown, options?: { key?: string }): Promise<Ack>;
+  /** Deletes an event; resolves with the ack of the `$delete`. */
+  delete(seq: number, options?: { key?: string }): Promise<Ack>;
+
   subscribe(events: EventNames<Events>): Promise<void>;
   unsubscribe(events: EventNames<Events>): Promise<void>;
   subscribeAll(): Promise<void>;

@@ -23,6 +23,9 @@ const CLOSE_UNAUTHENTICATED = 4001;
 const CLOSE_PROTOCOL = 4002;
 const CLOSE_FRAME_TOO_BIG = 1009;
 
+/** Commands that record something: sent in order, and again with their key. */
+const PUBLISHES = new Set(["trigger", "edit", "delete"]);
+
 /** The server may or may not have recorded the trigger: only the same key makes a retry safe. */
 const OUTCOME_UNKNOWN = new Set(["STORE_UNAVAILABLE", "INTERNAL", "TIMEOUT"]);
 
@@ -825,7 +828,7 @@ class DialogueClient {
    * @internal
    */
   _request(command, { room = null, once = false } = {}) {
-    const isTrigger = command.type === "trigger";
+    const isTrigger = PUBLISHES.has(command.type);
     const { maxPendingTriggers, maxPendingRequests } = this.#limits;
     return new Promise((resolve, reject) => {
       if (!this.#wanted) throw new DialogueError("DISCONNECTED", "not connected; call connect() first");
@@ -1108,6 +1111,10 @@ class Room {
   async trigger(event, data, { meta, key = newKey() } = {}) {
     const command = { type: "trigger", room: this.id, event, data: data ?? null, key };
     if (meta !== undefined) command.meta = meta;
+    return this.#publish(command);
+  }
+
+  async #publish(command) {
     const ok = await this.#client._request(command, { room: this });
     return {
       seq: ok.seq ?? null,
@@ -1115,6 +1122,21 @@ class Room {
       timestamp: ok.timestamp,
       duplicate: ok.duplicate === true,
     };
+  }
+
+  /**
+   * Replaces the data of an event of one's own, or of one that the server lets one edit. Everyone
+   * in the room is told by a `$edit`, whose ack this resolves with.
+   *
+   * @throws {DialogueError} As `trigger`; PERMISSION_DENIED, or INVALID_REQUEST if it is not there.
+   */
+  edit(seq, data, { key = newKey() } = {}) {
+    return this.#publish({ type: "edit", room: this.id, seq, data: data ?? null, key });
+  }
+
+  /** Deletes an event, which stays as a tombstone without data; otherwise as `edit`. */
+  delete(seq, { key = newKey() } = {}) {
+    return this.#publish({ type: "delete", room: this.id, seq, key });
   }
 
   /** Adds names to the subscription; resolves when later events of these names will come. */
@@ -1595,12 +1617,17 @@ class Timeline {
   }
 }
 
+/** An edit without data is void: a later change says what became of the event. */
+function isVoid(change) {
+  return change.event === "$edit" && !("data" in (change.data ?? {}));
+}
+
 function isChange(event) {
   return event.event === "$edit" || event.event === "$delete";
 }
 
 function applied(entry, change) {
-  if (!change) return entry;
+  if (!change || isVoid(change)) return entry;
   if (change.event === "$delete") return Object.freeze({ ...entry, data: null, deleted: true });
   return Object.freeze({ ...entry, data: change.data.data, edited: true });
 }

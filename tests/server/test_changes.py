@@ -14,10 +14,12 @@ from dialogue import (
     Blocked,
     ConfigError,
     Dialogue,
+    DialogueClient,
     Event,
     History,
     InvalidRequest,
     Limits,
+    PermissionDenied,
     RoomConfig,
     define_event,
 )
@@ -354,6 +356,34 @@ async def test_c12_erase_user_reaches_the_archive(tmp_path: Path) -> None:
         may_return.set()
         assert await erasing == 1
         assert calls.index("erase ann") > calls.index("end")
+
+
+async def test_c12_the_python_client_edits_and_its_timeline_follows(tmp_path: Path) -> None:
+    """`room.edit` and `room.delete`; another client's list shows what became of the events, with a void edit too."""
+    dialogue = Dialogue(
+        rooms={"general": RoomConfig(events=[post])}, store=f"sqlite:///{tmp_path / 'chat.db'}"
+    )
+    async with (
+        serve(dialogue) as address,
+        DialogueClient(f"http://{address}", auth={"user_id": "ann"}) as ann,
+        DialogueClient(f"http://{address}", auth={"user_id": "bob"}) as bob,
+    ):
+        room = await ann.join("general")
+        shown = (await bob.join("general")).timeline("post")
+        for text in "abcde":
+            await room.trigger(post, Text(text=text))
+        assert (await room.edit(1, {"text": "A"})).seq == 6
+        ack = await room.edit(1, Text(text="AA"), event=post, key="once")
+        again = await room.edit(1, Text(text="AA"), event=post, key="once")
+        assert (again.seq, again.is_duplicate) == (ack.seq, True)
+        await room.delete(5)
+        with pytest.raises(PermissionDenied):
+            await (await bob.join("general")).delete(2)
+        await eventually(lambda: len(shown.entries) == 5 and shown.entries[-1].is_deleted)
+        assert [event.data and event.data["text"] for event in shown.entries] == ["AA", "b", "c", "d", None]
+        assert shown.entries[0].is_edited
+        page = await room.page(after=0, limit=20)
+        assert [event.seq for event in page.events] == list(range(1, 9))
 
 
 def test_can_edit_is_checked_when_registered() -> None:

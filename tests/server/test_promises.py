@@ -557,3 +557,26 @@ async def test_a_full_disk_refuses_publishers_and_nothing_acked_is_lost(tmp_path
         await writer_sql(store, "PRAGMA max_page_count = 1000000")
         assert (await client.trigger("general", "message", "space again"))["seq"] == acked + 1
         assert [e["seq"] for e in client.events()] == list(range(1, acked + 2))
+
+
+async def test_the_application_reads_around_a_seq(tmp_path: Path) -> None:
+    """C2, C3: `page` before, after and around, one type or all, across ring and log."""
+    dialogue = Dialogue(rooms(), store=f"sqlite:///{tmp_path / 'chat.db'}")
+    async with dialogue.lifespan():
+        for n in range(30):
+            await dialogue.trigger("general", "note" if n % 3 == 0 else "message", n)
+        room = dialogue.room("general")
+
+        async def seqs(event: str | None = None, **bounds: int) -> list[int | None]:
+            return [event.seq for event in await room.page(event, **bounds)]
+
+        assert await seqs() == list(range(1, 31))
+        assert await seqs(before=10, limit=4) == [6, 7, 8, 9]
+        assert await seqs(after=10, limit=4) == [11, 12, 13, 14]
+        assert await seqs(after=28) == [29, 30]
+        assert await seqs(around=10, limit=5) == [8, 9, 10, 11, 12]
+        assert await seqs(around=30, limit=4) == [29, 30]
+        assert await seqs("note", after=3, limit=3) == [4, 7, 10]
+        assert await seqs("note", around=13, limit=3) == [10, 13, 16]
+        with pytest.raises(ValueError, match="one of"):
+            await room.page(before=1, after=2)
