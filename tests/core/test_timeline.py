@@ -158,6 +158,8 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("publish"), st.sampled_from(NAMES), st.integers(1, 4)),
         st.tuples(st.just("hand"), st.sampled_from(NAMES), st.integers(1, 4)),
+        # Retention empties a ring before, or without, the log: what was in it must be found there.
+        st.tuples(st.just("expire"), st.sampled_from(NAMES), st.integers(1, 4)),
     ),
     min_size=1,
     max_size=30,
@@ -169,6 +171,10 @@ def act(world: World, step: tuple[str, str, int]) -> None:
     if kind == "publish":
         for _ in range(count):
             world.publish(name)
+    elif kind == "expire":
+        ring = world.rings.get(name)
+        if ring is not None:
+            ring.remove(ring.first_position + count - 1)
     else:
         world.hand_over(name, count)
 
