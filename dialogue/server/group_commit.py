@@ -1,13 +1,17 @@
-"""Group commit: one append in flight per store; whatever arrives meanwhile forms the next group."""
+"""Group commit: one append in flight per store; whatever arrives meanwhile forms the next group.
+
+A group is told while the next one is appended, and always before that one is told.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from random import Random
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from ..config import Limits
 from ..errors import (
@@ -21,8 +25,6 @@ from ..errors import (
 from ..events import Draft, EncodedEvent
 from ..storage.base import Appended, Store
 from .metrics import Metrics
-
-T = TypeVar("T")
 
 
 class Publisher(Protocol):
@@ -43,9 +45,10 @@ class Submission:
         ref: The publisher's name for it.
         deadline: Loop time after which the publisher is answered, whatever the append does.
         is_answered: Whether the publisher has been told already; an event recorded later is still delivered.
+        size: Bytes that it counts for.
     """
 
-    __slots__ = ("deadline", "draft", "is_answered", "publisher", "ref")
+    __slots__ = ("deadline", "draft", "is_answered", "publisher", "ref", "size")
 
     def __init__(self, draft: Draft, publisher: Publisher | None, ref: Any, deadline: float) -> None:
         self.draft = draft
@@ -53,6 +56,7 @@ class Submission:
         self.ref = ref
         self.deadline = deadline
         self.is_answered = publisher is None
+        self.size = _size(draft)
 
     def fail(self, error: CommandError) -> None:
         """Tell the publisher, once."""
@@ -72,11 +76,12 @@ class Outcome(NamedTuple):
 class _Lookup:
     """A question for what is recorded under a draft's key, in its place among the submissions."""
 
-    __slots__ = ("deadline", "draft", "result")
+    __slots__ = ("deadline", "draft", "result", "size")
 
     def __init__(self, draft: Draft, deadline: float) -> None:
         self.draft = draft
         self.deadline = deadline
+        self.size = _size(draft)
         self.result: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -91,7 +96,7 @@ class _Lookup:
 
 
 def _size(draft: Draft) -> int:
-    return len(draft.data_json) + len(draft.meta_json or b"")
+    return len(draft.data_json) + (0 if draft.meta_json is None else len(draft.meta_json))
 
 
 def _why(error: BaseException) -> str:
@@ -103,6 +108,8 @@ Deliver = Callable[[Sequence[Outcome]], None]
 
 _FIRST_SETTLE_SECONDS = 0.05
 _LONGEST_SETTLE_SECONDS = 5.0
+
+TURNS_TO_START = 2
 
 
 class GroupCommit:
@@ -142,18 +149,20 @@ class GroupCommit:
         self._idle.set()
         self._is_closed = False
         self._queue_bytes = 0
-        self._group: list[Submission | _Lookup] = []
+        # Taken from the queue and not yet told: one that is appended, and the one before it that is being told.
+        self._groups: deque[list[Submission | _Lookup]] = deque()
+        self._appending: asyncio.Task[list[Outcome]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def waiting_events(self) -> int:
-        """How many events are queued or in the append that is running."""
-        return len(self._queue) + len(self._group)
+        """How many events are queued, being appended or about to be told."""
+        return len(self._queue) + sum(map(len, self._groups))
 
     def room_ids(self) -> set[str]:
-        """Return the rooms that something is queued for."""
-        items = [*self._queue, *self._group]
-        return {item.draft.room_id for item in items}
+        """Return the rooms that something is on its way into."""
+        return {item.draft.room_id for item in itertools.chain(self._queue, *self._groups)}
 
     async def __aenter__(self) -> GroupCommit:
         self._task = asyncio.create_task(self._run(), name="dialogue-group-commit")
@@ -171,12 +180,16 @@ class GroupCommit:
             self._log.error(
                 "stopping with %d events that the store did not take in time", self.waiting_events
             )
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        ending = [task] if self._appending is None else [task, self._appending]
+        for running in ending:
+            running.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         # Also the group that was being appended: whether it was recorded is not known, and nobody may wait for ever.
-        for item in (*self._group, *self._queue):
+        for item in itertools.chain(*self._groups, self._queue):
             item.fail(StoreUnavailable("the server is stopping"))
-        self._group = []
+        self._groups.clear()
         self._queue.clear()
         self._queue_bytes = 0
 
@@ -191,30 +204,31 @@ class GroupCommit:
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
-        self._check_room(draft)
         deadline = asyncio.get_running_loop().time() + self._limits.append_timeout_seconds
         submission = Submission(draft, publisher, ref, deadline)
+        self._check_room(submission.size)
         if not draft.is_recorded and self._idle.is_set():
             self._deliver([self._ephemeral(submission)])
             return
         self._enqueue(submission)
 
-    def _check_room(self, draft: Draft) -> None:
+    def _check_room(self, size: int) -> None:
         if (
             len(self._queue) >= self._limits.append_queue_events
-            or self._queue_bytes + _size(draft) > self._limits.append_queue_bytes
+            or self._queue_bytes + size > self._limits.append_queue_bytes
         ):
             raise Backpressure("too many events wait for the store", retry_after_seconds=1)
 
     def _enqueue(self, item: Submission | _Lookup) -> None:
         self._queue.append(item)
-        self._queue_bytes += _size(item.draft)
-        self._idle.clear()
-        self._arrived.set()
+        self._queue_bytes += item.size
+        if len(self._queue) == 1:
+            self._idle.clear()
+            self._arrived.set()
 
     def _dequeue(self) -> Submission | _Lookup:
         item = self._queue.popleft()
-        self._queue_bytes -= _size(item.draft)
+        self._queue_bytes -= item.size
         return item
 
     async def look_up(self, draft: Draft) -> Appended | None:
@@ -225,8 +239,8 @@ class GroupCommit:
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping")
-        self._check_room(draft)
         lookup = _Lookup(draft, asyncio.get_running_loop().time() + self._limits.append_timeout_seconds)
+        self._check_room(lookup.size)
         self._enqueue(lookup)
         return await lookup.result
 
@@ -238,22 +252,54 @@ class GroupCommit:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            while self._queue:
-                self._group = group = self._next_group()
-                try:
-                    if isinstance(group[0], _Lookup):
-                        await self._answer(group[0])
-                    else:
-                        await self._commit([item for item in group if isinstance(item, Submission)])
-                except Exception as error:
-                    # A bug in the store or in the delivery must not end the writer: the publishers are told and
-                    # the log has the traceback.
-                    self._log.exception("a group of %d events failed", len(group))
-                    self._metrics.append_failures.labels("internal").inc()
-                    self._fail(group, error if isinstance(error, CommandError) else Internal())
-                # Not in a `finally`: a stop that cancels us answers what is left of the group.
-                self._group = []
+            appending = self._begin()
+            while appending is not None:
+                outcomes = await appending
+                appending = self._begin()
+                if appending is not None:
+                    # Telling a group takes about as long as appending one. So the next append is on its way first:
+                    # these are the turns of the loop that it takes until a store has its thread or socket at work.
+                    for _ in range(TURNS_TO_START):
+                        await asyncio.sleep(0)
+                await self._tell(outcomes)
+                self._groups.popleft()
             self._idle.set()
+
+    def _begin(self) -> asyncio.Task[list[Outcome]] | None:
+        """Start the work on the next group; None when nothing is queued."""
+        if not self._queue:
+            return None
+        group = self._next_group()
+        self._groups.append(group)
+        self._watch()
+        self._appending = asyncio.create_task(self._work(group), name="dialogue-append")
+        return self._appending
+
+    async def _work(self, group: list[Submission | _Lookup]) -> list[Outcome]:
+        """Return what is to be told of *group*; who is not to be told of anything recorded is told here."""
+        try:
+            if isinstance(group[0], _Lookup):
+                await self._answer(group[0])
+                return []
+            return await self._commit([item for item in group if isinstance(item, Submission)])
+        except Exception as error:
+            # A bug in the store must not end the writer: the publishers are told and the log has the traceback.
+            self._on_bug(group, error)
+            return []
+
+    async def _tell(self, outcomes: list[Outcome]) -> None:
+        if not outcomes:
+            return
+        try:
+            self._deliver(outcomes)
+            await self._after_deliver()
+        except Exception as error:
+            self._on_bug([outcome.submission for outcome in outcomes], error)
+
+    def _on_bug(self, items: Sequence[Submission | _Lookup], error: Exception) -> None:
+        self._log.exception("a group of %d events failed", len(items))
+        self._metrics.append_failures.labels("internal").inc()
+        self._fail(items, error if isinstance(error, CommandError) else Internal())
 
     def _next_group(self) -> list[Submission | _Lookup]:
         """Take the next append's submissions, or one lookup: it sees everything that came before it."""
@@ -261,10 +307,10 @@ class GroupCommit:
         if isinstance(first, _Lookup):
             return [first]
         group: list[Submission | _Lookup] = [first]
-        size = _size(first.draft)
+        size = first.size
         while self._queue and len(group) < self._limits.append_batch_events:
             item = self._queue[0]
-            size += _size(item.draft)
+            size += item.size
             if isinstance(item, _Lookup) or size > self._limits.append_batch_bytes:
                 break
             group.append(self._dequeue())
@@ -272,65 +318,59 @@ class GroupCommit:
 
     async def _answer(self, lookup: _Lookup) -> None:
         try:
-            (found,) = await self._watched(self._store.settle([lookup.draft]))
+            (found,) = await self._store.settle([lookup.draft])
         except StoreUnavailable as error:
             lookup.fail(error)
         else:
             if not lookup.result.done():
                 lookup.result.set_result(found)
 
-    async def _commit(self, group: list[Submission]) -> None:
+    async def _commit(self, group: list[Submission]) -> list[Outcome]:
         recorded = [submission for submission in group if submission.draft.is_recorded]
-        results = await self._watched(self._append(recorded)) if recorded else {}
+        results = iter(await self._append(recorded) if recorded else ())
         outcomes = []
         for submission in group:
-            appended = results.get(id(submission))
             if not submission.draft.is_recorded:
                 outcomes.append(self._ephemeral(submission))
-            elif appended is not None:
+                continue
+            appended = next(results)
+            if appended is not None:
                 outcomes.append(Outcome(submission, appended, appended.event))
-        if outcomes:
-            self._deliver(outcomes)
-            await self._after_deliver()
+        return outcomes
 
-    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run *work* while watching the deadlines: a timeout answers those who wait and never cancels an append."""
+    def _watch(self) -> None:
+        """Answer those who have waited too long, and look again when the next of them has.
+
+        Called when the work on a group begins. A timeout answers those who wait and never cancels an append.
+        """
         loop = asyncio.get_running_loop()
-        task = asyncio.create_task(work, name="dialogue-append")
-        try:
-            while not task.done():
-                deadline = self._next_deadline()
-                timeout = None if deadline is None else max(0.0, deadline - loop.time())
-                await asyncio.wait({task}, timeout=timeout)
-                if not task.done():
-                    self._expire(loop.time())
-            return task.result()
-        finally:
-            # Only a cancelled writer (a stop that ran out of time) comes here with the work still running.
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    def _next_deadline(self) -> float | None:
-        waiting = [item.deadline for item in self._group if not item.is_answered]
-        if self._queue:
-            # Everything waits equally long, so the first of the queue is the next to expire.
-            waiting.append(self._queue[0].deadline)
-        return min(waiting, default=None)
-
-    def _expire(self, now: float) -> None:
+        now = loop.time()
         error = StoreUnavailable(
             "the store did not answer in time; retry with the same key", retry_after_seconds=1
         )
-        for item in self._group:
-            if item.deadline <= now:
-                item.fail(error)
-        # What is still queued and past its deadline was never sent to the store: it is taken out.
-        while self._queue and self._queue[0].deadline <= now:
-            self._dequeue().fail(error)
+        # Everything waits equally long, so the first that waits is the next to expire.
+        deadline = now + self._limits.append_timeout_seconds
+        for item in itertools.chain.from_iterable(self._groups):
+            if item.deadline > now:
+                deadline = item.deadline
+                break
+            item.fail(error)
+        else:
+            # What is still queued and past its deadline was never sent to the store: it is taken out.
+            while self._queue and self._queue[0].deadline <= now:
+                self._dequeue().fail(error)
+            if self._queue:
+                deadline = self._queue[0].deadline
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(deadline, self._watch) if self._groups else None
 
-    async def _append(self, submissions: list[Submission]) -> dict[int, Appended]:
-        """Append, settling unknown outcomes and finding poison by halving; failures are told to publishers."""
+    async def _append(self, submissions: list[Submission]) -> Sequence[Appended | None]:
+        """Append, settling unknown outcomes and finding poison by halving; failures are told to publishers.
+
+        Returns:
+            One entry per submission; None for one that was not recorded.
+        """
         drafts = [submission.draft for submission in submissions]
         results: Sequence[Appended | None]
         try:
@@ -342,10 +382,10 @@ class GroupCommit:
                 self._metrics.append_failures.labels("refused").inc()
                 self._log.warning("the database refuses an event of room %r: %s", drafts[0].room_id, error)
                 self._fail(submissions, Internal("the database refuses this event"))
-                return {}
+                return [None]
             middle = len(submissions) // 2
             first = await self._append(submissions[:middle])
-            return first | await self._append(submissions[middle:])
+            return [*first, *await self._append(submissions[middle:])]
         except OutcomeUnknown as error:
             self._metrics.append_failures.labels("unknown").inc()
             self._log.error(
@@ -356,20 +396,15 @@ class GroupCommit:
             self._metrics.append_failures.labels("unavailable").inc()
             self._log.error("the store did not take %d events: %s", len(drafts), _why(error))
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
-            return {}
+            return [None] * len(submissions)
         except Exception:
             # Whatever a store raises against its contract, the next append must not leave a hole behind this one.
             self._log.exception("an append of %d events failed in a way that no store should", len(drafts))
             self._metrics.append_failures.labels("internal").inc()
             results = await self._settle(drafts)
-        settled = {
-            id(submission): result
-            for submission, result in zip(submissions, results, strict=True)
-            if result is not None
-        }
-        lost = [submission for submission in submissions if id(submission) not in settled]
+        lost = [item for item, result in zip(submissions, results, strict=True) if result is None]
         self._fail(lost, StoreUnavailable("the event was not recorded", retry_after_seconds=1))
-        return settled
+        return results
 
     async def _settle(self, drafts: list[Draft]) -> Sequence[Appended | None]:
         """Ask until the store tells what became of *drafts*: nothing is appended before that is known."""
