@@ -51,7 +51,7 @@ def _serve_peer(app: FastAPI, listener: socket.socket) -> None:
 
 def main(name: str, store: str) -> None:
     """Serve until SIGTERM."""
-    logging.basicConfig(level=logging.WARNING)
+    logging.basicConfig(level=logging.ERROR)
     listener = listen("127.0.0.1", 0)
     if name == "dialogue":
         dialogue = make_dialogue(store)
