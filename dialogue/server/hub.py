@@ -342,7 +342,7 @@ class Hub:
                     return
                 if evicted is not None:
                     self._evicted(room, evicted)
-            if event.key is not None:
+            if event.has_key:
                 keyed_users.add(event.sender)
             events.append(event)
         recorded = len(events) - len(origins)
@@ -354,23 +354,28 @@ class Hub:
         recipients = dict.fromkeys(map(id, events), 0) if self.notifier.has_hooks else {}
         for group in room.groups(events):
             frame: Frame | None = None
-            count = len(group.events)
+            texts = [event.json for event in group.events]
+            count = len(texts)
             for subscriber in group.subscribers:
                 session: Session = subscriber.sink
                 if session in special or subscriber.user_id in keyed_users:
-                    own = [event for event in group.events if origins.get(id(event), event) is not session]
-                    messages = [event.json_for(subscriber.user_id) for event in own]
+                    user_id = subscriber.user_id
+                    messages = [
+                        event.json_for(user_id) if event.has_key and event.sender == user_id else text
+                        for event, text in zip(group.events, texts, strict=True)
+                        if not origins or origins.get(id(event), event) is not session
+                    ]
+                    delivered += len(messages)
                     if subscriber.held is None:
                         # Else the frame waits for a join that may fail: the acks must not wait with it.
                         messages += acks.pop((session, room.room_id), ())
                     if messages:
                         session.deliver(subscriber, Frame(protocol.encode_frame(messages)))
-                    delivered += len(own)
                     for event in group.events if recipients else ():
                         recipients[id(event)] -= origins.get(id(event), event) is session
                 else:
                     if frame is None:
-                        frame = Frame(protocol.encode_frame([event.json for event in group.events]))
+                        frame = Frame(protocol.encode_frame(texts))
                     session.deliver(subscriber, frame)
                     delivered += count
             if recipients:

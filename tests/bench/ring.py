@@ -55,11 +55,13 @@ def _figure(count: int, *, room: str, name: str, user: str, has_keys: bool) -> F
 def _filled(
     count: int, room: str, name: str, users: list[str], chance: Random, *, has_keys: bool
 ) -> tuple[Ring, int]:
-    """Return a full ring, twice as many events having gone through it, and the bytes of the data that it holds."""
+    """Return a full ring at its largest, and the bytes of the data that it holds.
+
+    The first half has been pushed out by the second and must be gone; the list behind the ring is about to be cut.
+    """
     ring = Ring(count)
     payload = 0
-    # Evicted events must be gone: the second half pushes out the first.
-    for number in range(1, 2 * count + 1):
+    for number in range(1, 2 * count):
         data_json = b'{"text":"%b","username":"%b"}' % (
             TEXTS[number % len(TEXTS)],
             users[number % 64].encode(),
@@ -67,7 +69,8 @@ def _filled(
         draft = Draft(
             room_id=room,
             event=name,
-            sender=users[number % 64],
+            # A string of its own, as each row of the log has one.
+            sender="".join(list(users[number % 64])),
             key=f"{chance.getrandbits(144):036x}" if has_keys else f"${number}",
             data_json=data_json,
         )
@@ -79,6 +82,6 @@ def _filled(
             timestamp=1_763_733_600_000 + 40 * number,
         )
         ring.push(event)
-        if number > count:
+        if number >= count:
             payload += len(data_json)
     return ring, payload
