@@ -26,33 +26,22 @@ SERVER_KEY_PREFIX = "$"
 """Keys that the server makes start so; a client's key may not, so that the two never meet."""
 
 
-class EncodedEvent(msgspec.Struct, frozen=True, gc=False):
-    """One event as it is kept in memory and sent.
-
-    ``gc=False``: nothing in it can form a cycle, and a collector that need not walk the rings costs less.
+class _Stream(msgspec.Struct, frozen=True, gc=False):
+    """What all events of one type in one room share.
 
     Attributes:
-        seq: The room's counter; None for an ephemeral event and for an archive's row without seq.
-        position: The stream's counter, growing by one per event; 0 for an ephemeral event. An archive's rows
-            from before this life of the log have positions of 0 and below.
         event: The event's name.
-        sender: The user it is from.
-        key: The key that its publisher chose; None where the server made it. Sent only to the publisher.
-        json: The wire message, without the key.
+        head: How their wire messages begin.
     """
 
-    seq: int | None
-    position: int
     event: str
-    sender: str
-    key: str | None
-    json: bytes
+    head: bytes
 
-    def json_for(self, user_id: str) -> bytes:
-        """Return the wire message for *user_id*: with the key if the event is theirs."""
-        if self.key is None or self.sender != user_id:
-            return self.json
-        return self.json[:-1] + b',"key":' + _json_string(self.key) + b"}"
+
+@lru_cache(maxsize=4096)
+def _stream(room_id: str, event: str) -> _Stream:
+    head = b'{"type":"event","room":%b,"event":%b,' % (_json_string(room_id), _json_string(event))
+    return _Stream(event, head)
 
 
 @lru_cache(maxsize=4096)
@@ -61,11 +50,65 @@ def _json_string(text: str) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _head(room_id: str, event: str) -> bytes:
-    return b'{"type":"event","room":%b,"event":%b,"id":' % (
-        msgspec.json.encode(room_id),
-        msgspec.json.encode(event),
-    )
+def _shared(text: str) -> str:
+    """Return the same string for equal ones: each row of the log brings its own."""
+    return text
+
+
+class EncodedEvent(msgspec.Struct, frozen=True, gc=False):
+    """One event as it is kept in memory and sent; made by `encode_event`.
+
+    A ring holds many: what the events of a stream or of a sender have in common is not in each of them, and the key
+    is inside the text, where it takes half as much as a string of its own.
+
+    ``gc=False``: nothing in it can form a cycle, and a collector that need not walk the rings costs less.
+
+    Attributes:
+        seq: The room's counter; None for an ephemeral event and for an archive's row without seq.
+        position: The stream's counter, growing by one per event; 0 for an ephemeral event. An archive's rows
+            from before this life of the log have positions of 0 and below.
+        sender: The user it is from.
+    """
+
+    seq: int | None
+    position: int
+    sender: str
+    _of: _Stream
+    _body: bytes  # the rest of the wire message, with the key at its end
+    _key_size: int
+
+    @property
+    def event(self) -> str:
+        """The event's name."""
+        return self._of.event
+
+    @property
+    def has_key(self) -> bool:
+        """Whether its publisher chose a key."""
+        return self._key_size > 0
+
+    @property
+    def key(self) -> str | None:
+        """The key that its publisher chose; None where the server made it. Sent only to the publisher."""
+        if not self._key_size:
+            return None
+        key: str = msgspec.json.decode(self._body[len(_KEY) - self._key_size - 1 : -1])
+        return key
+
+    @property
+    def json(self) -> bytes:
+        """The wire message, without the key; put together at each call."""
+        body = self._body if not self._key_size else self._body[: -self._key_size - 1] + b"}"
+        return b'%b"from":%b,%b' % (self._of.head, _json_string(self.sender), body)
+
+    def json_for(self, user_id: str) -> bytes:
+        """Return the wire message for *user_id*: with the key if the event is theirs."""
+        if not self._key_size or self.sender != user_id:
+            return self.json
+        return b'%b"from":%b,%b' % (self._of.head, _json_string(self.sender), self._body)
+
+
+_KEY = b',"key":'
 
 
 def encode_event(
@@ -74,35 +117,38 @@ def encode_event(
     event: str,
     id: int | None,
     seq: int | None,
+    position: int,
     sender: str,
+    key: str | None,
     timestamp: int,
     data_json: bytes,
     meta_json: bytes | None = None,
     kind: str = "event",
     is_edited: bool = False,
     is_deleted: bool = False,
-) -> bytes:
-    """Return the wire message of one event (PROTOCOL, Messages), without its key.
+) -> EncodedEvent:
+    """Return an event in its encoded form (PROTOCOL, Messages).
 
     ``data_json`` and ``meta_json`` must be valid JSON already: they are copied as they are.
     """
-    text = b'%b%b,"seq":%b,"from":%b,"timestamp":%d,"data":%b' % (
-        _head(room_id, event),
+    tail = b"" if meta_json is None else b',"meta":' + meta_json
+    if kind != "event":
+        tail += b',"kind":"' + kind.encode() + b'"'
+    if is_edited:
+        tail += b',"edited":true'
+    if is_deleted:
+        tail += b',"deleted":true'
+    # Not `_json_string`: each key comes once.
+    key_json = b"" if key is None else _KEY + msgspec.json.encode(key)
+    body = b'"id":%b,"seq":%b,"timestamp":%d,"data":%b%b%b}' % (
         b"null" if id is None else b"%d" % id,
         b"null" if seq is None else b"%d" % seq,
-        _json_string(sender),
         timestamp,
         data_json,
+        tail,
+        key_json,
     )
-    if meta_json is not None:
-        text += b',"meta":' + meta_json
-    if kind != "event":
-        text += b',"kind":"' + kind.encode() + b'"'
-    if is_edited:
-        text += b',"edited":true'
-    if is_deleted:
-        text += b',"deleted":true'
-    return text + b"}"
+    return EncodedEvent(seq, position, _shared(sender), _stream(room_id, event), body, len(key_json))
 
 
 EDIT = "$edit"
@@ -140,7 +186,7 @@ class Target(msgspec.Struct, frozen=True):
         return text + b"}"
 
 
-class Draft(msgspec.Struct):
+class Draft(msgspec.Struct, gc=False):
     """An admitted event on its way to the log: everything but what the append assigns.
 
     Attributes:
@@ -168,68 +214,90 @@ class Draft(msgspec.Struct):
 
     def record(self, *, id: int | None, seq: int | None, position: int, timestamp: int) -> EncodedEvent:
         """Return the event that this draft becomes with what the append assigned."""
-        return EncodedEvent(
+        return encode_event(
+            room_id=self.room_id,
+            event=self.event,
+            id=id,
             seq=seq,
             position=position,
-            event=self.event,
             sender=self.sender,
             key=self.public_key,
-            json=encode_event(
-                room_id=self.room_id,
-                event=self.event,
-                id=id,
-                seq=seq,
-                sender=self.sender,
-                timestamp=timestamp,
-                data_json=self.data_json,
-                meta_json=self.meta_json,
-                kind=self.kind,
-            ),
+            timestamp=timestamp,
+            data_json=self.data_json,
+            meta_json=self.meta_json,
+            kind=self.kind,
         )
 
 
-def change(encoded: EncodedEvent, target: Target, *, room_id: str) -> EncodedEvent:
-    """Return an event as it is after the change to *target*."""
+def repack(
+    encoded: EncodedEvent,
+    *,
+    data_json: bytes,
+    meta_json: bytes | None,
+    is_edited: bool | None = None,
+    is_deleted: bool | None = None,
+    is_erased: bool = False,
+) -> EncodedEvent:
+    """Return an event with another payload; flags that are None stay.
+
+    Args:
+        data_json, meta_json: Valid JSON already.
+        is_erased: Whether its sender becomes `ERASED_USER`, and its key goes.
+    """
     wire = _decode(encoded.json)
-    is_own = encoded.event in CHANGES
-    if target.data_json is not None:
-        data_json = target.data_json
-    elif is_own:
-        # What an edit or deletion was about must stay known, or a client that resumes would miss it. Of an edit
-        # that is void nothing more; one whose editor is erased still says what another's event has become.
-        kept = {k: v for k, v in wire.data.items() if target.is_erased or k != "data"}
-        data_json = msgspec.json.encode(kept)
-    else:
-        data_json = b"null"
-    is_deleted = target.data_json is None and not is_own
-    sender = ERASED_USER if target.is_erased else encoded.sender
-    return EncodedEvent(
+    return encode_event(
+        room_id=wire.room,
+        event=encoded.event,
+        id=wire.id,
         seq=encoded.seq,
         position=encoded.position,
-        event=encoded.event,
-        sender=sender,
-        key=None if target.is_erased else encoded.key,
-        json=encode_event(
-            room_id=room_id,
-            event=encoded.event,
-            id=wire.id,
-            seq=encoded.seq,
-            sender=sender,
-            timestamp=wire.timestamp,
-            data_json=data_json,
-            meta_json=None if is_deleted or wire.meta is None else msgspec.json.encode(wire.meta),
-            kind=wire.kind,
-            is_edited=wire.edited or target.data_json is not None,
-            is_deleted=is_deleted,
-        ),
+        sender=ERASED_USER if is_erased else encoded.sender,
+        key=None if is_erased else encoded.key,
+        timestamp=wire.timestamp,
+        data_json=data_json,
+        meta_json=meta_json,
+        kind=wire.kind,
+        is_edited=wire.edited if is_edited is None else is_edited,
+        is_deleted=wire.deleted if is_deleted is None else is_deleted,
     )
 
 
-def void(edit: EncodedEvent, *, room_id: str) -> EncodedEvent:
+class _Payload(msgspec.Struct):
+    data: msgspec.Raw
+    meta: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_payload = msgspec.json.Decoder(_Payload).decode
+
+
+def payload_of(encoded: EncodedEvent) -> tuple[bytes, bytes | None]:
+    """Return the data and the meta of an event as they are in its message; None for no meta."""
+    payload = _decode_payload(encoded.json)
+    meta = bytes(payload.meta)
+    return bytes(payload.data), None if meta == b"null" else meta
+
+
+def change(encoded: EncodedEvent, target: Target) -> EncodedEvent:
+    """Return an event as it is after the change to *target*."""
+    data_json, meta_json = payload_of(encoded)
+    if target.data_json is not None:
+        return repack(encoded, data_json=target.data_json, meta_json=meta_json, is_edited=True)
+    if encoded.event not in CHANGES:
+        return repack(encoded, data_json=b"null", meta_json=None, is_deleted=True, is_erased=target.is_erased)
+    if not target.is_erased:
+        # What a void edit was about must stay known, or a client that resumes would miss it; nothing more of it.
+        fields = msgspec.json.decode(data_json, type=dict[str, msgspec.Raw])
+        fields.pop("data", None)
+        data_json = msgspec.json.encode(fields)
+    # One whose editor is erased still says what another's event has become.
+    return repack(encoded, data_json=data_json, meta_json=meta_json, is_erased=target.is_erased)
+
+
+def void(edit: EncodedEvent) -> EncodedEvent:
     """Return an `EDIT` as it is once a later change has taken its place: nothing of what it said stays."""
     assert edit.event == EDIT
     assert edit.seq is not None
-    return change(edit, Target(edit.seq, EDIT), room_id=room_id)
+    return change(edit, Target(edit.seq, EDIT))
 
 
 def is_deleted(encoded: EncodedEvent) -> bool:

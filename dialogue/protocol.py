@@ -6,6 +6,7 @@ Pure: bytes in, commands out; messages in, bytes out. It knows neither sockets n
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -232,6 +233,30 @@ def encode_error(error: CommandError, ref: Ref = None) -> bytes:
 def encode_ok(ref: Ref, **fields: Any) -> bytes:
     """Return the ``ok`` message for *ref*."""
     return _encoder.encode({"type": "ok", "ref": ref, **fields})
+
+
+def encode_accepted(
+    ref: Ref, room: str, seq: int | None, id: int | None, timestamp: int, is_duplicate: bool
+) -> bytes:
+    """Return the ``ok`` message for a trigger: what `encode_ok` would return for these fields, and quicker.
+
+    Args:
+        ref: Not None.
+        seq, id: None for an ephemeral event.
+    """
+    return b'{"type":"ok","ref":%b,"room":%b,"seq":%b,"id":%b,"timestamp":%d%b}' % (
+        b"%d" % ref if isinstance(ref, int) else _encoder.encode(ref),
+        _json_string(room),
+        b"null" if seq is None else b"%d" % seq,
+        b"null" if id is None else b"%d" % id,
+        timestamp,
+        b',"duplicate":true' if is_duplicate else b"",
+    )
+
+
+@lru_cache(maxsize=4096)
+def _json_string(text: str) -> bytes:
+    return _encoder.encode(text)
 
 
 def encode_with_events(message: dict[str, Any], events: Sequence[bytes]) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 import msgspec
 
 from dialogue import Store, StoreUnavailable
-from dialogue.events import CHANGES, Draft, EncodedEvent
+from dialogue.events import CHANGES, Draft, EncodedEvent, payload_of, repack
 from dialogue.storage.base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvent
 
 
@@ -45,10 +45,10 @@ class SealedStore(Store):
     def _close(self, json: bytes) -> bytes:
         return b'"%b"' % b64encode(self._seal(json))
 
-    def _open(self, sealed: msgspec.Raw) -> msgspec.Raw:
+    def _open(self, sealed: bytes) -> bytes:
         try:
             unsealed = self._unseal(b64decode(msgspec.json.decode(sealed, type=str)))
-            return msgspec.json.decode(unsealed, type=msgspec.Raw)
+            return bytes(msgspec.json.decode(unsealed, type=msgspec.Raw))  # which fails where it is no JSON
         except Exception as error:
             # Readers are told of a part that cannot be read now: with the right key it can.
             raise StoreUnavailable("a payload cannot be unsealed") from error
@@ -65,19 +65,19 @@ class SealedStore(Store):
         return msgspec.structs.replace(draft, data_json=self._close(draft.data_json), meta_json=meta_json)
 
     def _opened(self, event: EncodedEvent) -> EncodedEvent:
-        # Raw: a payload comes back byte for byte, whatever numbers are in it.
-        fields = msgspec.json.decode(event.json, type=dict[str, msgspec.Raw])
+        data_json, meta_json = payload_of(event)
         if event.event in CHANGES:
-            change = msgspec.json.decode(fields["data"], type=dict[str, msgspec.Raw])
+            # Raw: a payload comes back byte for byte, whatever numbers are in it.
+            change = msgspec.json.decode(data_json, type=dict[str, msgspec.Raw])
             if "data" in change:
-                change["data"] = self._open(change["data"])
-            fields["data"] = msgspec.Raw(msgspec.json.encode(change))
-        elif bytes(fields["data"]) != b"null":  # which is what a deletion leaves
-            fields["data"] = self._open(fields["data"])
-        if "meta" in fields:
-            sealed = msgspec.json.decode(fields["meta"], type=dict[str, msgspec.Raw])["sealed"]
-            fields["meta"] = self._open(sealed)
-        return msgspec.structs.replace(event, json=msgspec.json.encode(fields))
+                change["data"] = msgspec.Raw(self._open(bytes(change["data"])))
+            data_json = msgspec.json.encode(change)
+        elif data_json != b"null":  # which is what a deletion leaves
+            data_json = self._open(data_json)
+        if meta_json is not None:
+            sealed = msgspec.json.decode(meta_json, type=dict[str, msgspec.Raw])["sealed"]
+            meta_json = self._open(bytes(sealed))
+        return repack(event, data_json=data_json, meta_json=meta_json)
 
     def _opened_page(self, page: LogPage) -> LogPage:
         return page._replace(events=[self._opened(event) for event in page.events])

@@ -108,3 +108,15 @@ def test_every_wire_code_has_its_error() -> None:
     assert "NEW" in str(unknown)
     assert errors.StoreUnavailable().is_outcome_unknown
     assert not errors.Blocked().is_outcome_unknown
+
+
+@pytest.mark.parametrize("ref", [0, -1, 2**63, "r", '"é\n'])
+@pytest.mark.parametrize("is_duplicate", [False, True])
+def test_the_quick_ok_is_the_ok(ref: protocol.Ref, is_duplicate: bool) -> None:
+    """What answers a trigger is what `encode_ok` would write, ephemeral events included."""
+    extra = {"duplicate": True} if is_duplicate else {}
+    for seq, id_ in ((1, 2**53), (None, None)):
+        quick = protocol.encode_accepted(ref, 'a"é', seq, id_, 1_700_000_000_000, is_duplicate)
+        assert quick == protocol.encode_ok(
+            ref, room='a"é', seq=seq, id=id_, timestamp=1_700_000_000_000, **extra
+        )

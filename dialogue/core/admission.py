@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..config import EventType
 from ..errors import MessageTooLarge, ValidationFailed
@@ -44,6 +44,20 @@ def encode_json(value: Any, *, max_depth: int, what: str = "data") -> bytes:
     if encoded.count(b"[") + encoded.count(b"{") > max_depth and _depth(value, max_depth) > max_depth:
         raise ValidationFailed(f"the {what} is nested more than {max_depth} levels deep")
     return encoded
+
+
+def _is_surely_safe(encoded: bytes, max_depth: int) -> bool:
+    """Whether JSON that pydantic or msgspec wrote is safe without another look at its value.
+
+    Both write NaN and infinity as null (pydantic by its name, if a model says so) and refuse lone surrogates.
+    """
+    return not (
+        b"null" in encoded
+        or b"NaN" in encoded
+        or b"Infinity" in encoded
+        or b"\\u0000" in encoded
+        or encoded.count(b"[") + encoded.count(b"{") > max_depth
+    )
 
 
 def _depth(value: Any, limit: int) -> int:
@@ -86,13 +100,17 @@ def encode_payload(event_type: EventType[Any], raw: bytes, *, max_bytes: int, ma
     """
     if len(raw) > max_bytes:
         raise MessageTooLarge(f"the data is larger than {max_bytes} bytes")
-    value = decode_json(raw) if event_type.adapter is None else None
-    if event_type.adapter is not None:
-        try:
-            value = event_type.adapter.validate_json(raw)
-        except ValidationError as error:
-            raise validation_failed(error) from None
-    return _finish(event_type, value, max_bytes, max_depth)
+    if event_type.adapter is None:
+        value = decode_json(raw)
+        encoded = msgspec.json.encode(value)
+        if not _is_surely_safe(encoded, max_depth):
+            encoded = encode_json(value, max_depth=max_depth)
+        return _bounded(encoded, max_bytes)
+    try:
+        value = event_type.adapter.validator.validate_json(raw)
+    except ValidationError as error:
+        raise validation_failed(error) from None
+    return _bounded(_dump_model(event_type.adapter, value, max_depth), max_bytes)
 
 
 def encode_value(event_type: EventType[Any], value: Any, *, max_bytes: int, max_depth: int) -> bytes:
@@ -102,18 +120,28 @@ def encode_value(event_type: EventType[Any], value: Any, *, max_bytes: int, max_
             value = event_type.adapter.validate_python(value)
         except ValidationError as error:
             raise validation_failed(error) from None
-    elif isinstance(value, BaseModel):
+        return _bounded(_dump_model(event_type.adapter, value, max_depth), max_bytes)
+    if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
-    return _finish(event_type, value, max_bytes, max_depth)
+    return _bounded(encode_json(value, max_depth=max_depth), max_bytes)
 
 
-def _finish(event_type: EventType[Any], value: Any, max_bytes: int, max_depth: int) -> bytes:
-    if event_type.adapter is not None:
-        try:
-            value = event_type.adapter.dump_python(value, mode="json")
-        except (ValueError, RecursionError):  # pydantic's serialization errors are ValueErrors
-            raise ValidationFailed("the data cannot be written as JSON") from None
-    encoded = encode_json(value, max_depth=max_depth)
+def _dump_model(adapter: TypeAdapter[Any], value: Any, max_depth: int) -> bytes:
+    """Return the JSON of what a schema made of the data: written by pydantic at once where that is surely safe."""
+    try:
+        encoded = adapter.serializer.to_json(value)
+    except (ValueError, RecursionError):  # pydantic's serialization errors are ValueErrors
+        encoded = b""  # what is wrong with it shows below
+    if encoded and _is_surely_safe(encoded, max_depth):
+        return encoded
+    try:
+        value = adapter.dump_python(value, mode="json")
+    except (ValueError, RecursionError):
+        raise ValidationFailed("the data cannot be written as JSON") from None
+    return encode_json(value, max_depth=max_depth)
+
+
+def _bounded(encoded: bytes, max_bytes: int) -> bytes:
     if len(encoded) > max_bytes:
         raise MessageTooLarge(f"the data is larger than {max_bytes} bytes")
     return encoded

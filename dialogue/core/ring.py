@@ -5,7 +5,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from ..events import EncodedEvent
+from ..events import EncodedEvent, encode_event
+
+# In the place of an evicted event until the list is cut: the event itself may be large.
+_GONE = encode_event(
+    room_id="", event="", id=None, seq=None, position=0, sender="", key=None, timestamp=0, data_json=b""
+)
 
 
 def _seq(event: EncodedEvent) -> int:
@@ -82,6 +87,7 @@ class Ring:
         if len(self) <= self.limit:
             return None
         evicted = self._events[self._start]
+        self._events[self._start] = _GONE
         self._start += 1
         if self._start >= max(32, self.limit):
             del self._events[: self._start]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -19,6 +21,8 @@ from .hooks import HookRegistry
 
 SERVER_SENDER = "system"
 """The sender of what the application publishes without naming one."""
+
+_UNSAFE = re.compile("[\x00-\x1f\ud800-\udfff]")
 
 _publishing_in: ContextVar[str | None] = ContextVar("dialogue_publishing_in", default=None)
 
@@ -49,8 +53,12 @@ class Admission:
         self.context = context
         self.log = logger
         self._look_up = look_up
+        # Never the same again, in no other process either; and those of one user are neighbours in the log's index,
+        # where random ones would touch a page each.
+        self._key_prefix = SERVER_KEY_PREFIX + secrets.token_urlsafe(9)
+        self._key_numbers = itertools.count()
 
-    async def admit(
+    def draft(
         self,
         room: Room,
         event_type: EventType[Any],
@@ -59,8 +67,32 @@ class Admission:
         sender: str,
         meta_json: bytes | None,
         key: str | None,
-    ) -> Draft | Appended:
-        """Run the hooks over a validated event and return its draft.
+    ) -> Draft:
+        """Return the draft of a validated event; where there `has_hooks`, `ask_hooks` comes next.
+
+        Raises:
+            EventNotAllowed: See `check_event_name`.
+        """
+        self.check_event_name(room, event_type.name)
+        return Draft(
+            room_id=room.room_id,
+            event=event_type.name,
+            sender=sender,
+            key=f"{self._key_prefix}{next(self._key_numbers):09x}" if key is None else key,
+            data_json=data_json,
+            meta_json=meta_json,
+            kind=event_type.kind,
+            is_recorded=event_type.history is not None,
+            counts_unread=event_type.counts_unread,
+        )
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether a ``before_each`` is to be asked."""
+        return self.hooks.has("before_each")
+
+    async def ask_hooks(self, room: Room, event_type: EventType[Any], draft: Draft) -> Draft | Appended:
+        """Run ``before_each`` over *draft*, which it may change.
 
         Returns:
             The draft to submit; or, when a hook blocks a retry whose first try was recorded, what was recorded.
@@ -68,28 +100,15 @@ class Admission:
         Raises:
             CommandError: It is not admitted.
         """
-        self.check_event_name(room, event_type.name)
-        draft = Draft(
-            room_id=room.room_id,
-            event=event_type.name,
-            sender=sender,
-            key=SERVER_KEY_PREFIX + secrets.token_hex(12) if key is None else key,
-            data_json=data_json,
-            meta_json=meta_json,
-            kind=event_type.kind,
-            is_recorded=event_type.history is not None,
-            counts_unread=event_type.counts_unread,
-        )
-        if self.hooks.has("before_each"):
-            try:
-                await self._before_each(room, event_type, draft)
-            except Blocked:
-                if key is None or not draft.is_recorded:
-                    raise
-                found = await self._look_up(draft)
-                if found is None:
-                    raise
-                return found._replace(event=None)
+        try:
+            await self._before_each(room, event_type, draft)
+        except Blocked:
+            if draft.public_key is None or not draft.is_recorded:
+                raise
+            found = await self._look_up(draft)
+            if found is None:
+                raise
+            return found._replace(event=None)
         return draft
 
     async def admit_edit(
@@ -195,7 +214,7 @@ class Admission:
         """
         if not isinstance(user_id, str) or not 1 <= len(user_id) <= self.limits.user_id_length:
             raise ValidationFailed(f"a user id has 1 to {self.limits.user_id_length} characters")
-        if any(char < " " or "\ud800" <= char <= "\udfff" for char in user_id):
+        if _UNSAFE.search(user_id):
             raise ValidationFailed("a user id has no control characters and is Unicode text")
         return user_id
 
@@ -221,6 +240,6 @@ class Admission:
             raise InvalidRequest(f"a key has 1 to {self.limits.key_length} characters")
         if key.startswith(SERVER_KEY_PREFIX):
             raise InvalidRequest(f"a key does not start with '{SERVER_KEY_PREFIX}'")
-        if any(char < " " or "\ud800" <= char <= "\udfff" for char in key):
+        if _UNSAFE.search(key):
             raise InvalidRequest("a key has no control characters")
         return key

@@ -1,13 +1,17 @@
-"""Group commit: one append in flight per store; whatever arrives meanwhile forms the next group."""
+"""Group commit: one append in flight per store; whatever arrives meanwhile forms the next group.
+
+A group is told while the next one is appended, and always before that one is told.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from random import Random
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 from ..config import Limits
 from ..errors import (
@@ -24,8 +28,6 @@ from ..events import Ack, Draft, EncodedEvent, Event
 from ..storage.base import Appended, Store
 from ..storage.condition import Condition
 from .metrics import Metrics
-
-T = TypeVar("T")
 
 
 class Publisher(Protocol):
@@ -46,9 +48,10 @@ class Submission:
         ref: The publisher's name for it.
         deadline: Loop time after which the publisher is answered, whatever the append does.
         is_answered: Whether the publisher has been told already; an event recorded later is still delivered.
+        size: Bytes that it counts for.
     """
 
-    __slots__ = ("deadline", "draft", "is_answered", "publisher", "ref")
+    __slots__ = ("deadline", "draft", "is_answered", "publisher", "ref", "size")
 
     def __init__(self, draft: Draft, publisher: Publisher | None, ref: Any, deadline: float) -> None:
         self.draft = draft
@@ -56,6 +59,7 @@ class Submission:
         self.ref = ref
         self.deadline = deadline
         self.is_answered = publisher is None
+        self.size = _size(draft)
 
     def fail(self, error: CommandError) -> None:
         """Tell the publisher, once."""
@@ -106,11 +110,12 @@ def ack_of(outcome: Outcome) -> Ack:
 class _Lookup:
     """A question for what is recorded under a draft's key, in its place among the submissions."""
 
-    __slots__ = ("deadline", "draft", "result")
+    __slots__ = ("deadline", "draft", "result", "size")
 
     def __init__(self, draft: Draft, deadline: float) -> None:
         self.draft = draft
         self.deadline = deadline
+        self.size = _size(draft)
         self.result: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -125,7 +130,7 @@ class _Lookup:
 
 
 def _size(draft: Draft) -> int:
-    return len(draft.data_json) + len(draft.meta_json or b"")
+    return len(draft.data_json) + (0 if draft.meta_json is None else len(draft.meta_json))
 
 
 def _why(error: BaseException) -> str:
@@ -139,6 +144,20 @@ _FIRST_SETTLE_SECONDS = 0.05
 _LONGEST_SETTLE_SECONDS = 5.0
 _FIRST_RETRY_SECONDS = 0.05
 _LONGEST_RETRY_SECONDS = 1.0
+
+TURNS_TO_START = 2
+
+
+class Done(NamedTuple):
+    """What work on a group came to.
+
+    Attributes:
+        outcomes: What is to be told.
+        kept: The end of the group that is to be tried again; nothing of it was recorded. Nothing overtakes it.
+    """
+
+    outcomes: list[Outcome]
+    kept: list[Submission]
 
 
 class GroupCommit:
@@ -184,19 +203,21 @@ class GroupCommit:
         self._idle.set()
         self._is_closed = False
         self._queue_bytes = 0
-        self._group: list[Submission | _Lookup] = []
+        # Taken from the queue and not yet told: one that is appended, and the one before it that is being told.
+        self._groups: deque[list[Submission | _Lookup]] = deque()
+        self._appending: asyncio.Task[Done] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self.condition = Condition()
 
     @property
     def waiting_events(self) -> int:
-        """How many events are queued or in the append that is running."""
-        return len(self._queue) + len(self._group)
+        """How many events are queued, being appended or about to be told."""
+        return len(self._queue) + sum(map(len, self._groups))
 
     def room_ids(self) -> set[str]:
-        """Return the rooms that something is queued for."""
-        items = [*self._queue, *self._group]
-        return {item.draft.room_id for item in items}
+        """Return the rooms that something is on its way into."""
+        return {item.draft.room_id for item in itertools.chain(self._queue, *self._groups)}
 
     async def __aenter__(self) -> GroupCommit:
         self._task = asyncio.create_task(self._run(), name="dialogue-group-commit")
@@ -214,12 +235,16 @@ class GroupCommit:
             self._log.error(
                 "stopping with %d events that the store did not take in time", self.waiting_events
             )
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        ending = [task] if self._appending is None else [task, self._appending]
+        for running in ending:
+            running.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         # Also the group that was being appended: whether it was recorded is not known, and nobody may wait for ever.
-        for item in (*self._group, *self._queue):
+        for item in itertools.chain(*self._groups, self._queue):
             item.fail(StoreUnavailable("the server is stopping"))
-        self._group = []
+        self._groups.clear()
         self._queue.clear()
         self._queue_bytes = 0
 
@@ -234,30 +259,31 @@ class GroupCommit:
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
-        self._check_room(draft)
         deadline = asyncio.get_running_loop().time() + self._limits.append_timeout_seconds
         submission = Submission(draft, publisher, ref, deadline)
+        self._check_room(submission.size)
         if not draft.is_recorded and self._idle.is_set():
             self._deliver([self._ephemeral(submission)])
             return
         self._enqueue(submission)
 
-    def _check_room(self, draft: Draft) -> None:
+    def _check_room(self, size: int) -> None:
         if (
             len(self._queue) >= self._limits.append_queue_events
-            or self._queue_bytes + _size(draft) > self._limits.append_queue_bytes
+            or self._queue_bytes + size > self._limits.append_queue_bytes
         ):
             raise Backpressure("too many events wait for the store", retry_after_seconds=1)
 
     def _enqueue(self, item: Submission | _Lookup) -> None:
         self._queue.append(item)
-        self._queue_bytes += _size(item.draft)
-        self._idle.clear()
-        self._arrived.set()
+        self._queue_bytes += item.size
+        if len(self._queue) == 1:
+            self._idle.clear()
+            self._arrived.set()
 
     def _dequeue(self) -> Submission | _Lookup:
         item = self._queue.popleft()
-        self._queue_bytes -= _size(item.draft)
+        self._queue_bytes -= item.size
         return item
 
     async def look_up(self, draft: Draft) -> Appended | None:
@@ -268,8 +294,8 @@ class GroupCommit:
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping")
-        self._check_room(draft)
         lookup = _Lookup(draft, asyncio.get_running_loop().time() + self._limits.append_timeout_seconds)
+        self._check_room(lookup.size)
         self._enqueue(lookup)
         return await lookup.result
 
@@ -281,22 +307,76 @@ class GroupCommit:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            while self._queue:
-                self._group = group = self._next_group()
-                try:
-                    if isinstance(group[0], _Lookup):
-                        await self._answer(group[0])
-                    else:
-                        await self._commit([item for item in group if isinstance(item, Submission)])
-                except Exception as error:
-                    # A bug in the store or in the delivery must not end the writer: the publishers are told and
-                    # the log has the traceback.
-                    self._log.exception("a group of %d events failed", len(group))
-                    self._metrics.append_failures.labels("internal").inc()
-                    self._fail(group, error if isinstance(error, CommandError) else Internal())
-                # Not in a `finally`: a stop that cancels us answers what is left of the group.
-                self._group = []
+            appending = self._begin()
+            while appending is not None:
+                outcomes, kept = await appending
+                if kept:
+                    self._groups[0] = [*kept]
+                    await self._tell(outcomes)
+                    appending = self._start(self._try_again(kept))
+                    continue
+                appending = self._begin()
+                if appending is not None:
+                    # Telling a group takes about as long as appending one. So the next append is on its way first:
+                    # these are the turns of the loop that it takes until a store has its thread or socket at work.
+                    for _ in range(TURNS_TO_START):
+                        await asyncio.sleep(0)
+                await self._tell(outcomes)
+                self._groups.popleft()
             self._idle.set()
+
+    def _begin(self) -> asyncio.Task[Done] | None:
+        """Start the work on the next group; None when nothing is queued."""
+        if not self._queue:
+            return None
+        group = self._next_group()
+        self._groups.append(group)
+        self._watch()
+        return self._start(self._work(group))
+
+    def _start(self, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
+        self._appending = asyncio.create_task(work, name="dialogue-append")
+        return self._appending
+
+    async def _try_again(self, kept: list[Submission]) -> Done:
+        """Work on what the store has refused, after a pause, for those whose publishers still wait."""
+        await self._back_off()
+        now = asyncio.get_running_loop().time()
+        self._watch()
+        # The others' events were never recorded, and never will be.
+        waiting: list[Submission | _Lookup] = [item for item in kept if item.deadline > now]
+        self._groups[0] = waiting
+        return await self._work(waiting) if waiting else Done([], [])
+
+    async def _back_off(self) -> None:
+        await asyncio.sleep(self._random.uniform(0, self._retry_seconds))
+        self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY_SECONDS)
+
+    async def _work(self, group: list[Submission | _Lookup]) -> Done:
+        """Return what is to be told of *group*; who is not to be told of anything recorded is told here."""
+        try:
+            if isinstance(group[0], _Lookup):
+                await self._answer(group[0])
+                return Done([], [])
+            return await self._commit([item for item in group if isinstance(item, Submission)])
+        except Exception as error:
+            # A bug in the store must not end the writer: the publishers are told and the log has the traceback.
+            self._on_bug(group, error)
+            return Done([], [])
+
+    async def _tell(self, outcomes: list[Outcome]) -> None:
+        if not outcomes:
+            return
+        try:
+            self._deliver(outcomes)
+            await self._after_deliver()
+        except Exception as error:
+            self._on_bug([outcome.submission for outcome in outcomes], error)
+
+    def _on_bug(self, items: Sequence[Submission | _Lookup], error: Exception) -> None:
+        self._log.exception("a group of %d events failed", len(items))
+        self._metrics.append_failures.labels("internal").inc()
+        self._fail(items, error if isinstance(error, CommandError) else Internal())
 
     def _next_group(self) -> list[Submission | _Lookup]:
         """Take the next append's submissions, or one lookup: it sees everything that came before it."""
@@ -304,10 +384,10 @@ class GroupCommit:
         if isinstance(first, _Lookup):
             return [first]
         group: list[Submission | _Lookup] = [first]
-        size = _size(first.draft)
+        size = first.size
         while self._queue and len(group) < self._limits.append_batch_events:
             item = self._queue[0]
-            size += _size(item.draft)
+            size += item.size
             if isinstance(item, _Lookup) or size > self._limits.append_batch_bytes:
                 break
             group.append(self._dequeue())
@@ -316,7 +396,7 @@ class GroupCommit:
     async def _answer(self, lookup: _Lookup) -> None:
         while not lookup.is_answered:
             try:
-                (found,) = await self._watched(self._store.settle([lookup.draft]))
+                (found,) = await self._store.settle([lookup.draft])
             except StoreUnavailable as error:
                 if not self._waits_for_store:
                     lookup.fail(error)
@@ -326,88 +406,58 @@ class GroupCommit:
                 if not lookup.result.done():
                     lookup.result.set_result(found)
 
-    async def _commit(self, group: list[Submission]) -> None:
-        while group:
-            recorded = [submission for submission in group if submission.draft.is_recorded]
-            results, kept = await self._watched(self._append(recorded)) if recorded else ({}, None)
-            # Nothing overtakes what is kept for another try: ephemeral events behind it wait, too.
-            end = len(group) if kept is None else group.index(kept)
-            outcomes = []
-            for submission in group[:end]:
-                appended = results.get(id(submission))
-                if not submission.draft.is_recorded:
-                    outcomes.append(self._ephemeral(submission))
-                elif appended is not None:
-                    outcomes.append(Outcome(submission, appended, appended.event))
-            if outcomes:
-                self._deliver(outcomes)
-                await self._after_deliver()
-            group = group[end:]
-            if group:
-                self._group = [*group]
-                await self._back_off()
-                group = self._without_expired(group)
-                self._group = [*group]
+    async def _commit(self, group: list[Submission]) -> Done:
+        recorded = [submission for submission in group if submission.draft.is_recorded]
+        found, kept = await self._append(recorded) if recorded else ([], None)
+        # Ephemeral events behind what is kept wait, too.
+        end = len(group) if kept is None else group.index(kept)
+        results = iter(found)
+        outcomes = []
+        for submission in itertools.islice(group, end):
+            if not submission.draft.is_recorded:
+                outcomes.append(self._ephemeral(submission))
+                continue
+            appended = next(results)
+            if appended is not None:
+                outcomes.append(Outcome(submission, appended, appended.event))
+        return Done(outcomes, group[end:])
 
-    async def _back_off(self) -> None:
-        """Wait before the store is tried again; who waits too long meanwhile is answered."""
-        await self._watched(asyncio.sleep(self._random.uniform(0, self._retry_seconds)))
-        self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY_SECONDS)
+    def _watch(self) -> None:
+        """Answer those who have waited too long, and look again when the next of them has.
 
-    def _without_expired(self, group: list[Submission]) -> list[Submission]:
-        """Return those of *group* whose publishers still wait; the others' events were never recorded."""
-        now = asyncio.get_running_loop().time()
-        self._expire(now)
-        return [submission for submission in group if submission.deadline > now]
-
-    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run *work* while watching the deadlines: a timeout answers those who wait and never cancels an append."""
+        Called when the work on a group begins. A timeout answers those who wait and never cancels an append.
+        """
         loop = asyncio.get_running_loop()
-        task = asyncio.create_task(work, name="dialogue-append")
-        try:
-            while not task.done():
-                deadline = self._next_deadline()
-                # With nobody waiting, look again before the deadline of whoever arrives meanwhile.
-                timeout = (
-                    self._limits.append_timeout_seconds
-                    if deadline is None
-                    else max(0.0, deadline - loop.time())
-                )
-                await asyncio.wait({task}, timeout=timeout)
-                if not task.done():
-                    self._expire(loop.time())
-            return task.result()
-        finally:
-            # Only a cancelled writer (a stop that ran out of time) comes here with the work still running.
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    def _next_deadline(self) -> float | None:
-        waiting = [item.deadline for item in self._group if not item.is_answered]
-        if self._queue:
-            # Everything waits equally long, so the first of the queue is the next to expire.
-            waiting.append(self._queue[0].deadline)
-        return min(waiting, default=None)
-
-    def _expire(self, now: float) -> None:
+        now = loop.time()
         error = StoreUnavailable(
             "the store did not answer in time; retry with the same key", retry_after_seconds=1
         )
-        for item in self._group:
-            if item.deadline <= now:
+        # Everything waits equally long, so the first that waits is the next to expire.
+        deadline = now + self._limits.append_timeout_seconds
+        for item in itertools.chain.from_iterable(self._groups):
+            if item.deadline > now:
+                deadline = item.deadline
+                break
+            if not item.is_answered:
                 self.condition.failed(error)
-                item.fail(error)
-        # What is still queued and past its deadline was never sent to the store: it is taken out.
-        while self._queue and self._queue[0].deadline <= now:
-            self._dequeue().fail(error)
+            item.fail(error)
+        else:
+            # What is still queued and past its deadline was never sent to the store: it is taken out.
+            while self._queue and self._queue[0].deadline <= now:
+                self._dequeue().fail(error)
+            if self._queue:
+                deadline = self._queue[0].deadline
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(deadline, self._watch) if self._groups else None
 
-    async def _append(self, submissions: list[Submission]) -> tuple[dict[int, Appended], Submission | None]:
+    async def _append(self, submissions: list[Submission]) -> tuple[list[Appended | None], Submission | None]:
         """Append, settling unknown outcomes and finding poison by halving; failures are told to publishers.
 
         Returns:
-            What was recorded, by the ids of the submissions; and the first of *submissions* that is to be tried
-            again with all that follow it, of which nothing was recorded (None unless the writer waits for its store).
+            One entry per submission, None for one that was not recorded; and the first of *submissions* that is to
+            be tried again with all that follow it, which then have no entry (None unless the writer waits for its
+            store).
         """
         drafts = [submission.draft for submission in submissions]
         results: Sequence[Appended | None]
@@ -419,18 +469,18 @@ class GroupCommit:
         except DraftRefused as error:
             if len(submissions) == 1 and isinstance(error, TargetGone):
                 self._fail(submissions, InvalidRequest("the event is not in the log any more, or is deleted"))
-                return {}, None
+                return [None], None
             if len(submissions) == 1:
                 self._metrics.append_failures.labels("refused").inc()
                 self._log.warning("the database refuses an event of room %r: %s", drafts[0].room_id, error)
                 self._fail(submissions, Internal("the database refuses this event"))
-                return {}, None
+                return [None], None
             middle = len(submissions) // 2
             first, kept = await self._append(submissions[:middle])
             if kept is not None:
                 return first, kept
             second, kept = await self._append(submissions[middle:])
-            return first | second, kept
+            return [*first, *second], kept
         except OutcomeUnknown as error:
             self._metrics.append_failures.labels("unknown").inc()
             self.condition.failed(error)
@@ -439,15 +489,15 @@ class GroupCommit:
             )
             results = await self._settle(drafts)
             if self._waits_for_store and not any(results):
-                return {}, submissions[0]
+                return [], submissions[0]
         except StoreUnavailable as error:
             self._metrics.append_failures.labels("unavailable").inc()
             self.condition.failed(error)
             self._log.error("the store did not take %d events: %s", len(drafts), _why(error))
             if self._waits_for_store:
-                return {}, submissions[0]
+                return [], submissions[0]
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
-            return {}, None
+            return [None] * len(submissions), None
         except Exception as error:
             # Whatever a store raises against its contract, the next append must not leave a hole behind this one.
             self._log.exception("an append of %d events failed in a way that no store should", len(drafts))
@@ -455,14 +505,9 @@ class GroupCommit:
             self.condition.failed(error)
             results = await self._settle(drafts)
         self._retry_seconds = _FIRST_RETRY_SECONDS
-        settled = {
-            id(submission): result
-            for submission, result in zip(submissions, results, strict=True)
-            if result is not None
-        }
-        lost = [submission for submission in submissions if id(submission) not in settled]
+        lost = [item for item, result in zip(submissions, results, strict=True) if result is None]
         self._fail(lost, StoreUnavailable("the event was not recorded", retry_after_seconds=1))
-        return settled, None
+        return list(results), None
 
     async def _settle(self, drafts: list[Draft]) -> Sequence[Appended | None]:
         """Ask until the store tells what became of *drafts*: nothing is appended before that is known."""

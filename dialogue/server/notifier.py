@@ -48,10 +48,13 @@ class Notifier:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether anyone wants to be told; without, nothing needs to be `put`."""
+        return self._hooks.has("after_each")
+
     def put(self, room_id: str, room_type: RoomType, events: Sequence[tuple[EncodedEvent, int]]) -> None:
         """Queue *events* with the number of their recipients; what does not fit is skipped and counted."""
-        if not self._hooks.has("after_each"):
-            return
         free = max(0, self._limits.hook_queue_events - len(self._queue))
         self._queue.extend((room_id, room_type, event, count) for event, count in events[:free])
         if len(events) > free:

@@ -98,6 +98,11 @@ class Outbox:
         """Whether nothing more is sent."""
         return self._is_closed
 
+    @property
+    def is_above_mark(self) -> bool:
+        """Whether more than the limit waits, answers included (never when closed)."""
+        return self.total_bytes > self._limit
+
     async def wait_below_mark(self) -> None:
         """Return when at most the limit waits, answers included (at once when closed)."""
         await self._below_mark.wait()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from .. import protocol
+from ..config import EventType
 from ..core import admission
 from ..core.limits import TokenBucket
 from ..core.room import ALL, NONE, Room, Subscriber, Subscription
@@ -16,14 +17,13 @@ from ..errors import (
     EventNotAllowed,
     Internal,
     InvalidRequest,
-    MessageTooLarge,
     NotJoined,
     PermissionDenied,
     StoreUnavailable,
     Unauthenticated,
     ValidationFailed,
 )
-from ..events import Ack
+from ..events import Ack, Draft
 from ..protocol import Ref
 from ..storage.base import Appended
 from . import history
@@ -88,7 +88,7 @@ class Session:
         self._is_pinged = False
         errors = hub.limits.errors_per_minute
         self._error_bucket = TokenBucket(errors, errors / 60, now=self._heard)
-        self._handlers: dict[type, Callable[[Any], Awaitable[None]]] = {
+        self._handlers: dict[type, Callable[[Any], Awaitable[None] | None]] = {
             protocol.Connect: self._on_connect,
             protocol.Join: self._on_join,
             protocol.Leave: self._on_leave,
@@ -218,7 +218,8 @@ class Session:
 
     async def _read_frame(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Take one frame; False at the end."""
-        await self._outbox.wait_below_mark()
+        if self._outbox.is_above_mark:
+            await self._outbox.wait_below_mark()
         frame = await self._transport.receive()
         if frame is None or self._close is not None:
             return False
@@ -238,7 +239,8 @@ class Session:
             self.close(protocol.CLOSE_TOO_BIG, f"a frame has at most {limit} bytes")
             return False
         for command in protocol.decode_frame(data, max_commands=self.limits.commands_per_frame):
-            await self._outbox.wait_below_mark()
+            if self._outbox.is_above_mark:
+                await self._outbox.wait_below_mark()
             await self._handle(command)
             if self._close is not None:
                 return False
@@ -257,7 +259,9 @@ class Session:
                 raise Unauthenticated("connect first")
             if self.hub.is_stopping:
                 raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
-            await self._handlers[type(command)](command)
+            waiting = self._handlers[type(command)](command)
+            if waiting is not None:
+                await waiting
         except CommandError as error:
             self._refuse(ref, error)
         except Exception:
@@ -463,34 +467,47 @@ class Session:
             )
             self.send([answer])
 
-    async def _on_trigger(self, command: protocol.Trigger) -> None:
+    def _on_trigger(self, command: protocol.Trigger) -> Awaitable[None] | None:
+        """Submit the event; with hooks to ask, return what does so."""
         room, subscriber = self._member(command.room)
         event_type = room.room_type.event_type(command.event)
         if event_type is None or event_type.publish == "server":
             raise EventNotAllowed
         limits = self.limits
-        raw = memoryview(command.data)
-        if len(raw) > limits.message_bytes:
-            raise MessageTooLarge(f"the data is larger than {limits.message_bytes} bytes")
         data_json = admission.encode_payload(
-            event_type, bytes(raw), max_bytes=limits.message_bytes, max_depth=limits.data_depth
+            event_type, bytes(command.data), max_bytes=limits.message_bytes, max_depth=limits.data_depth
         )
+        raw_meta = bytes(command.meta)
         meta_json = None
-        if bytes(command.meta) != b"null":
+        if raw_meta != b"null":
             meta_json = admission.encode_meta(
-                bytes(command.meta), max_bytes=limits.meta_bytes, max_depth=limits.data_depth
+                raw_meta, max_bytes=limits.meta_bytes, max_depth=limits.data_depth
             )
-        admitted = await self.hub.admission.admit(
+        admitting = self.hub.admission
+        draft = admitting.draft(
             room,
             event_type,
             data_json,
             sender=self.identity.user_id,
             meta_json=meta_json,
-            key=self.hub.admission.check_key(command.key),
+            key=admitting.check_key(command.key),
         )
+        if admitting.has_hooks:
+            return self._ask_hooks(command, room, subscriber, event_type, draft)
+        self.hub.submit(room, draft, self, command.ref)
+        return None
+
+    async def _ask_hooks(
+        self,
+        command: protocol.Trigger,
+        room: Room,
+        subscriber: Subscriber,
+        event_type: EventType[Any],
+        draft: Draft,
+    ) -> None:
+        admitted = await self.hub.admission.ask_hooks(room, event_type, draft)
         if isinstance(admitted, Appended):
-            ack = Ack(admitted.seq, admitted.id, admitted.timestamp, True)
-            self._acknowledge(command.ref, room.room_id, ack)
+            self._acknowledge(command.ref, room.room_id, admitted)
             return
         if self.memberships.get(command.room) is not subscriber:
             raise NotJoined  # removed while a hook was asked
@@ -522,26 +539,21 @@ class Session:
         if self.memberships.get(command.room) is not subscriber:
             raise NotJoined  # removed while hooks were asked
         if isinstance(admitted, Appended):
-            ack = Ack(admitted.seq, admitted.id, admitted.timestamp, True)
-            self._acknowledge(command.ref, room.room_id, ack)
+            self._acknowledge(command.ref, room.room_id, admitted)
         else:
             self.hub.submit(room, admitted, self, command.ref)
 
-    def _acknowledge(self, ref: Ref, room_id: str, ack: Ack) -> None:
-        message = self._ok_of(ref, room_id, ack)
-        if message is not None:
-            self.send([message])
-
-    @staticmethod
-    def _ok_of(ref: Ref, room_id: str, ack: Ack) -> bytes | None:
-        if ref is None:
-            return None
-        extra = {"duplicate": True} if ack.is_duplicate else {}
-        return protocol.encode_ok(ref, room=room_id, seq=ack.seq, id=ack.id, timestamp=ack.timestamp, **extra)
+    def _acknowledge(self, ref: Ref, room_id: str, known: Appended) -> None:
+        """Answer a publish whose first try was recorded."""
+        if ref is not None:
+            ack = Ack(known.seq, known.id, known.timestamp, True)
+            self.send([protocol.encode_accepted(ref, room_id, *ack)])
 
     def on_recorded(self, submission: Submission, outcome: Outcome) -> bytes | None:
         """A trigger of this connection is recorded; the hub sends the ``ok`` along with the event."""
-        return self._ok_of(submission.ref, submission.draft.room_id, ack_of(outcome))
+        if submission.ref is None:
+            return None
+        return protocol.encode_accepted(submission.ref, submission.draft.room_id, *ack_of(outcome))
 
     def on_failed(self, submission: Submission, error: CommandError) -> None:
         """A trigger of this connection was not recorded, or not in time."""

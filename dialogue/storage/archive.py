@@ -96,23 +96,18 @@ def encode_row(row: Any, *, room_id: str, event_name: str, position: int, epoch:
     data = fields.get("data", fields.get("event_data"))
     meta = pick("meta")
     key = pick("key")
-    return EncodedEvent(
+    return encode_event(
+        room_id=room_id,
+        event=event_name,
+        id=id if isinstance(id, int) else None,
         seq=seq,
         position=position,
-        event=event_name,
         sender=sender,
         key=key if isinstance(key, str) and not key.startswith("$") else None,
-        json=encode_event(
-            room_id=room_id,
-            event=event_name,
-            id=id if isinstance(id, int) else None,
-            seq=seq,
-            sender=sender,
-            timestamp=timestamp,
-            data_json=msgspec.json.encode(data),
-            meta_json=msgspec.json.encode(meta) if isinstance(meta, dict) else None,
-            kind=kind,
-            is_edited=bool(pick("is_edited")),
-            is_deleted=bool(pick("is_deleted")),
-        ),
+        timestamp=timestamp,
+        data_json=msgspec.json.encode(data),
+        meta_json=msgspec.json.encode(meta) if isinstance(meta, dict) else None,
+        kind=kind,
+        is_edited=bool(pick("is_edited")),
+        is_deleted=bool(pick("is_deleted")),
     )

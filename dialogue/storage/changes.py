@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import msgspec
 from sqlalchemy import Connection, select, update
 
 from ..errors import TargetGone
-from ..events import EDIT, ERASED_USER, SERVER_KEY_PREFIX, Draft, EncodedEvent, change, void
+from ..events import (
+    EDIT,
+    ERASED_USER,
+    SERVER_KEY_PREFIX,
+    Draft,
+    EncodedEvent,
+    Event,
+    change,
+    payload_of,
+    void,
+)
 from .base import Appended
 from .statements import EVENT_COLUMNS, decode_row
 from .tables import events
-
-
-class _Json(msgspec.Struct):
-    data: msgspec.Raw
-    meta: msgspec.Raw = msgspec.Raw(b"null")
-    edited: bool = False
-    deleted: bool = False
-
-
-_decode = msgspec.json.Decoder(_Json).decode
 
 
 def apply(connection: Connection, drafts: Sequence[Draft], appended: Sequence[Appended]) -> list[Appended]:
@@ -43,12 +43,12 @@ def _apply(connection: Connection, draft: Draft, by_seq: int) -> tuple[EncodedEv
     if found is None or (found[2] and not target.is_erased):
         raise TargetGone("the event is no longer there")
     before, replaced_by, _ = found
-    replaced = [change(before, target, room_id=room_id)]
+    replaced = [change(before, target)]
     _write(connection, room_id, replaced[0], by_seq, is_erased=target.is_erased)
     if replaced_by is not None:
         earlier = _find(connection, room_id, replaced_by)
         if earlier is not None and earlier[0].event == EDIT:
-            replaced.append(void(earlier[0], room_id=room_id))
+            replaced.append(void(earlier[0]))
             _write(connection, room_id, replaced[1], by_seq, is_erased=False)
     return tuple(replaced)
 
@@ -64,12 +64,13 @@ def _find(connection: Connection, room_id: str, seq: int) -> tuple[EncodedEvent,
 def _write(
     connection: Connection, room_id: str, event: EncodedEvent, by_seq: int, *, is_erased: bool
 ) -> None:
-    json = _decode(event.json)
+    data_json, meta_json = payload_of(event)
+    wire: Event[Any] = Event.decode(event, epoch=None)
     values: dict[str, bytes | str | int | bool | None] = {
-        "event_data": bytes(json.data),
-        "meta": None if bytes(json.meta) == b"null" else bytes(json.meta),
-        "is_edited": json.edited,
-        "is_deleted": json.deleted,
+        "event_data": data_json,
+        "meta": meta_json,
+        "is_edited": wire.is_edited,
+        "is_deleted": wire.is_deleted,
         "replaced_by": by_seq,
     }
     if is_erased:

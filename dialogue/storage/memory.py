@@ -219,7 +219,7 @@ class MemoryStore(Store):
         before = stream.events[index]
         if target.is_erased and before.key is not None:
             room.keys.pop((before.sender, before.key), None)
-        stream.events[index] = change(before, target, room_id=draft.room_id)
+        stream.events[index] = change(before, target)
         replaced.append(stream.events[index])
         edits = room.streams.get(EDIT)
         for index in range(len(edits.events) - 1, edits.start - 1, -1) if edits is not None else ():
@@ -228,7 +228,7 @@ class MemoryStore(Store):
             data = Event.decode(edit, epoch=None).data
             if data["target_seq"] == target.seq:
                 if "data" in data:
-                    edits.events[index] = void(edit, room_id=draft.room_id)
+                    edits.events[index] = void(edit)
                     replaced.append(edits.events[index])
                 break
         return tuple(replaced)

@@ -513,23 +513,18 @@ def page_parameters(
 def decode_row(room_id: str, row: Row[Any] | Sequence[Any]) -> EncodedEvent:
     """Return the event of a row of `EVENT_COLUMNS`."""
     id_, seq, name, kind, data, sender, timestamp, meta, key, position, is_edited, is_deleted = row[:12]
-    return EncodedEvent(
+    return encode_event(
+        room_id=room_id,
+        event=name,
+        id=id_,
         seq=seq,
         position=position,
-        event=name,
         sender=sender,
         key=None if key.startswith(SERVER_KEY_PREFIX) else key,
-        json=encode_event(
-            room_id=room_id,
-            event=name,
-            id=id_,
-            seq=seq,
-            sender=sender,
-            timestamp=timestamp,
-            data_json=data,
-            meta_json=meta,
-            kind=kind,
-            is_edited=is_edited,
-            is_deleted=is_deleted,
-        ),
+        timestamp=timestamp,
+        data_json=data,
+        meta_json=meta,
+        kind=kind,
+        is_edited=is_edited,
+        is_deleted=is_deleted,
     )

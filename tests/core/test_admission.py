@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, field_serializer
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
 
 from dialogue import MessageTooLarge, ValidationFailed, define_event
 from dialogue.core import admission
@@ -104,6 +105,54 @@ def test_schemas_validate_and_coerce() -> None:
         admission.encode_value(post, {"score": 1}, max_bytes=100, max_depth=9)
     with pytest.raises(ValidationFailed, match="cannot be written"):
         admission.encode_value(odd, {"text": "raise"}, max_bytes=100, max_depth=9)
+
+
+class Named(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+    score: float
+
+
+class Deep(BaseModel):
+    tree: Any
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        (Post, {"text": "a", "score": "nan"}),
+        (Post, {"text": "a", "score": "-inf"}),
+        (Post, {"text": "a\0"}),
+        (Post, Post.model_construct(text="\ud800")),
+        (Named, {"score": "nan"}),
+        (Named, {"score": "inf"}),
+        (Deep, {"tree": [[[[0]]]]}),
+        (dict[str, float], {"a": "nan"}),
+    ],
+)
+def test_what_a_schema_makes_is_checked(schema: Any, value: Any) -> None:
+    """A schema that lets NaN, infinity, U+0000, surrogates or endless nests through changes nothing, by both doors."""
+    event_type = define_event("checked", schema=schema)
+    with pytest.raises(ValidationFailed, match=r"NaN|0000|surrogate|deep"):
+        admission.encode_value(event_type, value, max_bytes=1000, max_depth=4)
+    if isinstance(value, dict):
+        with pytest.raises(ValidationFailed, match=r"NaN|0000|surrogate|deep"):
+            admission.encode_payload(event_type, json.dumps(value).encode(), max_bytes=1000, max_depth=4)
+
+
+class Mixed(BaseModel):
+    text: str
+    score: float | None = None
+    day: date = date(2024, 2, 29)
+    more: dict[str, Any] = {}
+
+
+@given(json_values, st.floats(allow_nan=False, allow_infinity=False) | st.none())
+def test_pydantic_writes_what_it_dumps(more: Any, score: float | None) -> None:
+    """The quick way gives the value that the careful one gives: also for null, and for text that looks unsafe."""
+    event_type = define_event("mixed", schema=Mixed)
+    raw = json.dumps({"text": "NaN null \\u0000 {[", "score": score, "more": {"x": more}}).encode()
+    encoded = admission.encode_payload(event_type, raw, max_bytes=10_000, max_depth=64)
+    assert json.loads(encoded) == Mixed.model_validate_json(raw).model_dump(mode="json")
 
 
 def test_a_model_without_a_declared_schema_is_plain_data() -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dialogue.core.ring import Ring
-from dialogue.events import EncodedEvent
+from dialogue.events import EncodedEvent, encode_event
 
 
 def event(seq: int, position: int) -> EncodedEvent:
-    return EncodedEvent(seq=seq, position=position, event="a", sender="s", key=None, json=b"{}")
+    return encode_event(
+        room_id="r",
+        event="a",
+        id=seq,
+        seq=seq,
+        position=position,
+        sender="s",
+        key=None,
+        timestamp=1,
+        data_json=b"1",
+    )
 
 
 @given(limit=st.integers(1, 6), gaps=st.lists(st.integers(1, 3), max_size=200), data=st.data())
@@ -60,3 +72,13 @@ def test_a_refilled_ring_knows_its_floor(limit: int, total: int, removed: int, e
     assert [e for e in stream if (e.seq or 0) > ring.floor_seq] == hot
     ring.push(event(total * 2 + 2, total + 1))
     assert ring.last_position == total + 1
+
+
+def test_an_evicted_event_is_let_go() -> None:
+    """A ring refers to what it holds and to nothing else: an evicted event may have been large."""
+    ring = Ring(40)
+    events = [event(number, number) for number in range(1, 71)]
+    for each in events:
+        ring.push(each)
+    held = {id(each) for each in gc.get_referents(ring._events)}
+    assert [id(each) in held for each in events] == [False] * 30 + [True] * 40

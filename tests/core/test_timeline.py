@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,14 +30,30 @@ from dialogue.core.timeline import (
     older_room,
     older_stream,
 )
-from dialogue.events import EncodedEvent
+from dialogue.events import EncodedEvent, encode_event
 from dialogue.storage.base import LogPage
 
 NAMES = ("a", "b")
 
 
-def event(name: str, seq: int | None, position: int, text: bytes = b"") -> EncodedEvent:
-    return EncodedEvent(seq=seq, position=position, event=name, sender="s", key=None, json=text)
+def event(name: str, seq: int | None, position: int, text: str = "") -> EncodedEvent:
+    data_json = json.dumps(text).encode()
+    return encode_event(
+        room_id="r",
+        event=name,
+        id=seq,
+        seq=seq,
+        position=position,
+        sender="s",
+        key=None,
+        timestamp=1,
+        data_json=data_json,
+    )
+
+
+def text_of(event: EncodedEvent) -> str:
+    """Return the text that `event` was given, or else its seq."""
+    return str(json.loads(event.json)["data"]) or str(event.seq)
 
 
 @dataclass
@@ -61,7 +78,7 @@ class World:
     def __post_init__(self) -> None:
         for name in NAMES:
             # Rows that an earlier life of the log handed over: no seq of this life.
-            self.table[name] = [event(name, None, 0, b"earlier %d" % n) for n in range(self.earlier)]
+            self.table[name] = [event(name, None, 0, f"earlier {n}") for n in range(self.earlier)]
 
     def publish(self, name: str) -> None:
         self.last_seq += 1
@@ -130,7 +147,7 @@ class World:
                 e.event,
                 e.seq if self.has_seq else None,
                 read.before_position - 1 - n,
-                e.json or b"%d" % (e.seq or 0),
+                text_of(e),
             )
             for n, e in enumerate(newest_first)
         ]
@@ -252,7 +269,7 @@ def test_scroll_over_a_table_without_seq(
     expected = [f"earlier {n}" for n in range(earlier)] + [
         str(e.seq) for e in world.published if e.event == "a"
     ]
-    shown = [e.json.decode() or str(e.seq) for e in scroll(world, ("a",), page, during)]
+    shown = [text_of(e) for e in scroll(world, ("a",), page, during)]
     assert shown == expected
 
 

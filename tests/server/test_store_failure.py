@@ -286,11 +286,11 @@ async def test_an_expired_event_is_taken_out_of_its_group(store: FaultyStore) ->
         store.release()
         store.fail_append = StoreUnavailable("down")
         await eventually(lambda: failed_appends(metrics))
-        opener = commit._group[0]
+        opener = commit._groups[0][0]
         opener.deadline = 0
         await eventually(lambda: told == {"opens the queue": "STORE_UNAVAILABLE"})
-        await eventually(lambda: len(commit._group) == 2)
-        commit._group[0].deadline = 0
+        await eventually(lambda: len(commit._groups) == 1 and len(commit._groups[0]) == 2)
+        commit._groups[0][0].deadline = 0
         await eventually(lambda: "impatient" in told)
         assert told["impatient"] == "STORE_UNAVAILABLE"
         store.fail_append = None

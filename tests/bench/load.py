@@ -1,0 +1,283 @@
+"""The load generator: publishers over raw sockets, in a process of its own: ``python -m tests.bench.load PLAN``.
+
+It must not be the limit of what it measures. So it does its own WebSocket framing, searches bytes instead of parsing
+JSON, and masks its frames with zeros, which leaves the payload as it is.
+
+A publisher keeps a number of triggers in flight: it answers a frame that holds k acks by one that holds k triggers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sys
+import time
+from collections import deque
+from functools import partial
+from random import getrandbits
+from typing import cast
+
+import msgspec
+import uvloop
+
+SETTLE_SECONDS = 30.0
+"""How long the answers to what is in flight may take."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do.
+
+    Attributes:
+        publishers: How many connections.
+        in_flight: Triggers that each keeps in flight.
+        rooms: Over how many rooms (``bench:0``, ``bench:1``, ...) the publishers are spread.
+        has_keys: Whether each trigger has an idempotency key of 36 characters, as Dialogue's own clients send it.
+        is_subscribed: Whether publishers receive the room's events.
+        is_single: Whether each trigger has a frame of its own; else a frame holds as many as are due.
+        is_checked: Whether every answer is parsed and compared; for tests, as it costs time.
+        warm_up_seconds: Time before the measurement.
+        seconds: Time of the measurement.
+    """
+
+    port: int
+    publishers: int = 64
+    in_flight: int = 8
+    rooms: int = 1
+    has_keys: bool = False
+    is_subscribed: bool = False
+    is_single: bool = False
+    is_checked: bool = False
+    warm_up_seconds: float = 1.0
+    seconds: float = 5.0
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it.
+
+    Attributes:
+        acks_per_second: During the measurement.
+        sent: All triggers, those before and after the measurement included.
+        acked: How many of them were answered by ``ok``.
+        wrong: Answers that were anything else, or, when they are checked, not what they should be.
+        p50_ms, p99_ms: Latency of the triggers answered during the measurement.
+        busy: The share of one core that the load generator used meanwhile.
+    """
+
+    acks_per_second: float
+    sent: int
+    acked: int
+    wrong: int
+    p50_ms: float
+    p99_ms: float
+    busy: float
+
+
+TEXTS = [
+    b"good morning, has anyone seen the build from last night?",
+    b"yes",
+    b"it failed on the second runner, I have started it again; the log says that the disk was full",
+    "caf\N{LATIN SMALL LETTER E WITH ACUTE} at three? \N{HOT BEVERAGE}".encode(),
+    b"the numbers are in the sheet, row 40 and below: please look at the ones in red before the call at noon",
+]
+
+
+class Publisher(asyncio.Protocol):
+    """One connection with its triggers in flight."""
+
+    def __init__(self, plan: Plan, index: int, ready: asyncio.Future[None]) -> None:
+        self.plan = plan
+        self.room = b"bench:%d" % (index % plan.rooms)
+        self.user = b"user-%d" % index
+        self.sent = 0
+        self.acked = 0
+        self.wrong = 0
+        self.is_measured = False
+        self.latencies: list[tuple[float, int]] = []
+        self._ready = ready
+        self._is_open = False
+        self._is_ended = False
+        self._buffer = b""
+        self._due: deque[tuple[float, int]] = deque()
+        self._tail = b"}"
+        self._transport = cast(asyncio.Transport, None)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        key = base64.b64encode(b"0123456789abcdef")
+        self._transport.write(
+            b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n" % key
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(ConnectionError(f"the server closed the connection: {self._buffer!r}"))
+
+    def data_received(self, data: bytes) -> None:
+        data = self._buffer + data if self._buffer else data
+        if not self._is_open:
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                self._buffer = data
+                return
+            self._is_open = True
+            data = data[end + 4 :]
+            subscription = b"" if self.plan.is_subscribed else b',"events":[]'
+            self._send(
+                b'[{"type":"connect","ref":1,"auth":{"user_id":"%b"}},{"type":"join","ref":2,"room":"%b"%b}]'
+                % (self.user, self.room, subscription)
+            )
+        start = 0
+        while True:
+            if len(data) - start < 2:
+                break
+            size, head = data[start + 1], 2
+            if size == 126:
+                size, head = int.from_bytes(data[start + 2 : start + 4], "big"), 4
+            elif size == 127:
+                size, head = int.from_bytes(data[start + 2 : start + 10], "big"), 10
+            end = start + head + size
+            if len(data) < end:
+                break
+            self._on_frame(data[start + head : end])
+            start = end
+        self._buffer = data[start:]
+
+    def _on_frame(self, frame: bytes) -> None:
+        if not self._ready.done():
+            if b'"type":"joined"' in frame:
+                self._ready.set_result(None)
+            return
+        acks = frame.count(b'"type":"ok"')
+        if b'"type":"error"' in frame:
+            self.wrong += frame.count(b'"type":"error"')
+        if self.plan.is_checked:
+            acks = self._check(frame)
+        if not acks:
+            return
+        self.acked += acks
+        now = time.perf_counter()
+        left = acks
+        while left:
+            sent_at, count = self._due[0]
+            taken = min(left, count)
+            if self.is_measured:
+                self.latencies.append((now - sent_at, taken))
+            if taken == count:
+                self._due.popleft()
+            else:
+                self._due[0] = (sent_at, count - taken)
+            left -= taken
+        if not self._is_ended:
+            self.publish(acks)
+
+    def _check(self, frame: bytes) -> int:
+        """Return the acks of *frame*, which must come in the order of the triggers and with growing seqs."""
+        acks = [message for message in msgspec.json.decode(frame) if message["type"] == "ok"]
+        for ref, ack in enumerate(acks, start=self.acked + 1):
+            if ack["ref"] != ref or ack["room"] != self.room.decode() or "duplicate" in ack:
+                self.wrong += 1
+        return len(acks)
+
+    def publish(self, count: int) -> None:
+        """Send *count* triggers."""
+        triggers = []
+        for _ in range(count):
+            self.sent += 1
+            key = b""
+            if self.plan.has_keys:
+                # Random, as Dialogue's own clients make them: that is what an index has to bear.
+                key = b',"key":"%036x"' % getrandbits(144)
+            triggers.append(
+                b'{"type":"trigger","ref":%d,"room":"%b","event":"message",'
+                b'"data":{"text":"%b","username":"%b"}%b}'
+                % (self.sent, self.room, TEXTS[self.sent % len(TEXTS)], self.user, key)
+            )
+        now = time.perf_counter()
+        if self.plan.is_single:
+            self._due.extend((now, 1) for _ in triggers)
+            for trigger in triggers:
+                self._send(trigger)
+        else:
+            self._due.append((now, count))
+            self._send(b"[" + b",".join(triggers) + b"]")
+
+    def _send(self, payload: bytes) -> None:
+        size = len(payload)
+        if size < 126:
+            head = bytes((0x81, 0x80 | size))
+        elif size < 65_536:
+            head = b"\x81\xfe" + size.to_bytes(2, "big")
+        else:
+            head = b"\x81\xff" + size.to_bytes(8, "big")
+        self._transport.write(head + b"\0\0\0\0" + payload)
+
+    def end(self) -> None:
+        """Publish nothing more."""
+        self._is_ended = True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._transport.close()
+
+
+async def run(plan: Plan) -> Result:
+    """Connect, publish for the planned time, wait for what is in flight, and return the result.
+
+    Raises:
+        TimeoutError: Something was not answered within `SETTLE_SECONDS`.
+    """
+    loop = asyncio.get_running_loop()
+    publishers: list[Publisher] = []
+    for index in range(plan.publishers):
+        ready: asyncio.Future[None] = loop.create_future()
+        publisher = Publisher(plan, index, ready)
+        publishers.append(publisher)
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await loop.create_connection(partial(_same, publisher), "127.0.0.1", plan.port)
+            await ready
+    for publisher in publishers:
+        publisher.publish(plan.in_flight)
+    await asyncio.sleep(plan.warm_up_seconds)
+    for publisher in publishers:
+        publisher.is_measured = True
+    before, started, cpu = sum(p.acked for p in publishers), time.perf_counter(), time.process_time()
+    await asyncio.sleep(plan.seconds)
+    acks = sum(p.acked for p in publishers) - before
+    elapsed, busy = time.perf_counter() - started, time.process_time() - cpu
+    for publisher in publishers:
+        publisher.is_measured = False
+        publisher.end()
+    async with asyncio.timeout(SETTLE_SECONDS):
+        while any(p.acked + p.wrong < p.sent for p in publishers):
+            await asyncio.sleep(0.01)
+    for publisher in publishers:
+        publisher.close()
+    latencies = sorted(item for publisher in publishers for item in publisher.latencies)
+    return Result(
+        acks_per_second=acks / elapsed,
+        sent=sum(p.sent for p in publishers),
+        acked=sum(p.acked for p in publishers),
+        wrong=sum(p.wrong for p in publishers),
+        p50_ms=percentile(latencies, 0.5) * 1000,
+        p99_ms=percentile(latencies, 0.99) * 1000,
+        busy=busy / elapsed,
+    )
+
+
+def _same(publisher: Publisher) -> Publisher:
+    return publisher
+
+
+def percentile(weighted: list[tuple[float, int]], share: float) -> float:
+    """Return the value below which *share* of the (value, count) pairs lie; they are sorted. 0 for none."""
+    wanted = share * sum(count for _, count in weighted)
+    for value, count in weighted:
+        wanted -= count
+        if wanted <= 0:
+            return value
+    return 0.0
+
+
+if __name__ == "__main__":
+    print(msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.argv[1], type=Plan)))).decode())
