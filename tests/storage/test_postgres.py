@@ -427,18 +427,27 @@ async def test_a_waiting_owner_takes_over_and_says_once_that_it_waits(
     await second.aclose()
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
 async def test_a_cut_connection_costs_nothing_between_two_appends(
-    store: SQLStore, postgres: Server, postgres_url: str
+    postgres: Server, postgres_url: str, is_shared: bool
 ) -> None:
-    """What broke while it lay idle is replaced before anything is begun, for reads and writes alike."""
+    """What broke while it lay idle is replaced before anything is begun, for reads and writes, whoever has the pool."""
+    if is_shared:
+        engine = create_async_engine(postgres_url.replace("postgresql", "postgresql+asyncpg"))
+        store: SQLStore = OwnEngineStore(engine)
+    else:
+        store = SQLStore(postgres_url)
+    await store.open()
+    writer = store._writer
+    assert isinstance(writer, PostgresWriter)
     for number in range(1, 6):
         [item] = await store.append([draft()])
         assert item.seq == number
-        assert seqs(await store.page("general", limit=1)) == [number]
-        ended = asyncio.gather(*(store.page("general", limit=1) for _ in range(5)))
-        await ended
+        pages = await asyncio.gather(*(store.page("general", limit=1) for _ in range(5)))
+        assert [seqs(page) for page in pages] == [[number]] * 5
         assert postgres.cut(postgres_url) >= 2
-        await until(lambda: store._writer._has_ended())  # type: ignore[union-attr]
+        await until(writer._has_ended)
+    await store.aclose()
 
 
 async def test_our_own_half_open_session_does_not_keep_us_out(
