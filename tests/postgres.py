@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,13 +150,16 @@ class Cluster:
         for line in listed.stdout.splitlines():
             pid, parent = map(int, line.split())
             if parent == self._process.pid:
-                os.kill(pid, signal.SIGSTOP)
-                self._frozen.append(pid)
+                # A child that had a moment's work to do may have ended meanwhile.
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    self._frozen.append(pid)
 
     def thaw(self) -> None:
         """Let it go on."""
         for pid in self._frozen:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
         self._frozen = []
 
     def remove(self) -> None:

@@ -180,7 +180,7 @@ def a_folder(folder: Path) -> Iterator[None]:
         (locked_by_a_program, r"chat\.db is locked by another program .*End that program's transaction"),
         (garbage, r"chat\.db is not a SQLite database\. Name another file"),
         (newer_schema, r"chat\.db has schema 9999, this version needs .*install that version"),
-        (a_folder, r"chat\.db cannot be written\. Let this user write"),
+        (a_folder, r"chat\.db is a folder\. Name a file in it"),
     ],
 )
 def test_an_unusable_database_is_one_line(tmp_path: Path, state: object, said: str) -> None:

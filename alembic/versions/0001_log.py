@@ -12,6 +12,11 @@ depends_on = None
 
 def upgrade() -> None:
     encoded_json = sa.Text().with_variant(postgresql.JSONB(), "postgresql")
+
+    # Byte by byte, whatever language the database speaks.
+    def key_text(length: int) -> sa.String:
+        return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
+
     counter = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.create_table(
         "dialogue_log",
@@ -25,7 +30,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "dialogue_rooms",
-        sa.Column("room_id", sa.String(255), nullable=False),
+        sa.Column("room_id", key_text(255), nullable=False),
         sa.Column("last_seq", sa.BigInteger(), nullable=False),
         sa.Column("last_timestamp", sa.BigInteger(), nullable=False),
         sa.Column("last_unread_position", sa.BigInteger(), nullable=False),
@@ -34,15 +39,15 @@ def upgrade() -> None:
     op.create_table(
         "dialogue_events",
         sa.Column("id", counter, autoincrement=False, nullable=False),
-        sa.Column("room_id", sa.String(255), nullable=False),
+        sa.Column("room_id", key_text(255), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
-        sa.Column("event_name", sa.String(100), nullable=False),
+        sa.Column("event_name", key_text(100), nullable=False),
         sa.Column("kind", sa.String(20), nullable=False),
         sa.Column("event_data", encoded_json, nullable=False),
-        sa.Column("from_user", sa.String(255), nullable=False),
+        sa.Column("from_user", key_text(255), nullable=False),
         sa.Column("timestamp", sa.BigInteger(), nullable=False),
         sa.Column("meta", encoded_json, nullable=True),
-        sa.Column("key", sa.String(255), nullable=False),
+        sa.Column("key", key_text(255), nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.Column("unread_position", sa.BigInteger(), nullable=False),
         sa.Column("is_edited", sa.Boolean(), server_default=sa.false(), nullable=False),
@@ -60,8 +65,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "dialogue_streams",
-        sa.Column("room_id", sa.String(255), nullable=False),
-        sa.Column("event_name", sa.String(100), nullable=False),
+        sa.Column("room_id", key_text(255), nullable=False),
+        sa.Column("event_name", key_text(100), nullable=False),
         sa.Column("last", sa.BigInteger(), nullable=False),
         sa.Column("handed_through", sa.BigInteger(), nullable=False),
         sa.Column("removed_through", sa.BigInteger(), nullable=False),
@@ -70,8 +75,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "dialogue_markers",
-        sa.Column("room_id", sa.String(255), nullable=False),
-        sa.Column("user_id", sa.String(255), nullable=False),
+        sa.Column("room_id", key_text(255), nullable=False),
+        sa.Column("user_id", key_text(255), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
         sa.Column("unread_position", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("room_id", "user_id", name="pk_dialogue_markers"),

@@ -283,6 +283,8 @@ class PostgresWriter(Writer):
         try:
             with cut_after(connection, wait_seconds + CONNECT_SECONDS):
                 session = await connection.run_sync(self._prepare, earlier)
+                # From here on it is this one that may have the lock without our knowing.
+                self._session = session
                 key = lock_key("owner", session.schema)
                 await self._own(connection, key, wait_seconds, is_retaken=earlier is not None)
         except BaseException:
@@ -291,7 +293,6 @@ class PostgresWriter(Writer):
         if self._is_taken:
             logger.warning("this server has the log %s again", self._name)
         self._is_taken = False
-        self._session = session
         self._connection = connection
         # One message and one answer, and still a statement by itself: taken together with the first read, the lock
         # would be waited for with a snapshot from before it.

@@ -79,9 +79,20 @@ class EncodedJSON(EncodedText):
 # SQLite takes only INTEGER for the row's own number; there it has 64 bits as well.
 Counter = BigInteger().with_variant(Integer(), "sqlite")
 
-RoomId = String(255)
-EventName = String(100)
-UserId = String(255)
+
+def _key_text(length: int) -> String:
+    """Return the type of text that is part of an index.
+
+    Collated byte by byte on Postgres: inserts take half as long as under a language's rules, and an update of the
+    system's library, which changes those rules, cannot break a unique index.
+    """
+    return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
+RoomId = _key_text(255)
+EventName = _key_text(100)
+UserId = _key_text(255)
+Key = _key_text(255)
 
 log = Table(
     "dialogue_log",
@@ -117,7 +128,7 @@ events = Table(
     Column("from_user", UserId, nullable=False),
     Column("timestamp", BigInteger, nullable=False),
     Column("meta", EncodedJSON),
-    Column("key", String(255), nullable=False),
+    Column("key", Key, nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("unread_position", BigInteger, nullable=False),
     Column("is_edited", Boolean, nullable=False, server_default=false()),

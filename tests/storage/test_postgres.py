@@ -15,6 +15,8 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -34,6 +36,7 @@ from dialogue.storage.base import Store
 from dialogue.storage.memory import milliseconds
 from dialogue.storage.postgres import PostgresWriter, lock_key
 from dialogue.storage.sql import SQLStore
+from dialogue.storage.tables import VERSION_TABLE, metadata
 from dialogue.testing.store_contract import StoreContract, decoded, draft, recorded, seqs
 
 from ..postgres import Cluster, Server, free_port, server
@@ -382,6 +385,7 @@ async def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
 OWNER = """
 import asyncio, sys
 from dialogue.storage.sql import SQLStore
+from dialogue.storage.tables import VERSION_TABLE, metadata
 
 async def main():
     store = SQLStore(sys.argv[1], lock_wait_seconds=float(sys.argv[2]))
@@ -423,18 +427,27 @@ async def test_a_waiting_owner_takes_over_and_says_once_that_it_waits(
     await second.aclose()
 
 
+@pytest.mark.parametrize("is_shared", [False, True])
 async def test_a_cut_connection_costs_nothing_between_two_appends(
-    store: SQLStore, postgres: Server, postgres_url: str
+    postgres: Server, postgres_url: str, is_shared: bool
 ) -> None:
-    """What broke while it lay idle is replaced before anything is begun, for reads and writes alike."""
+    """What broke while it lay idle is replaced before anything is begun, for reads and writes, whoever has the pool."""
+    if is_shared:
+        engine = create_async_engine(postgres_url.replace("postgresql", "postgresql+asyncpg"))
+        store: SQLStore = OwnEngineStore(engine)
+    else:
+        store = SQLStore(postgres_url)
+    await store.open()
+    writer = store._writer
+    assert isinstance(writer, PostgresWriter)
     for number in range(1, 6):
         [item] = await store.append([draft()])
         assert item.seq == number
-        assert seqs(await store.page("general", limit=1)) == [number]
-        ended = asyncio.gather(*(store.page("general", limit=1) for _ in range(5)))
-        await ended
+        pages = await asyncio.gather(*(store.page("general", limit=1) for _ in range(5)))
+        assert [seqs(page) for page in pages] == [[number]] * 5
         assert postgres.cut(postgres_url) >= 2
-        await until(lambda: store._writer._has_ended())  # type: ignore[union-attr]
+        await until(writer._has_ended)
+    await store.aclose()
 
 
 async def test_our_own_half_open_session_does_not_keep_us_out(
@@ -597,3 +610,37 @@ async def test_a_frozen_server_holds_up_nothing_for_ever(
     cluster.thaw()
     await store.open()
     await store.aclose()
+
+
+async def test_indexed_text_is_collated_by_bytes(store: SQLStore, postgres_url: str) -> None:
+    """An update of the system's library, which may change a language's order, cannot break a unique index."""
+    found = rows(
+        postgres_url,
+        """
+        SELECT DISTINCT i.indexrelid::regclass::text, c.collname
+        FROM pg_index AS i
+        JOIN pg_attribute AS a ON a.attrelid = i.indexrelid AND a.attcollation <> 0
+        JOIN pg_collation AS c ON c.oid = a.attcollation
+        WHERE i.indrelid::regclass::text LIKE 'dialogue%' AND i.indrelid::regclass::text <> 'dialogue_version'
+        """,
+    )
+    assert len(found) >= 6
+    assert {collation for _, collation in found} == {"C"}
+    await store.append([draft(room) for room in ("b", "a", "B", "ä", "A")])
+    assert [room async for room, _, _ in store.streams()] == ["A", "B", "a", "b", "ä"]
+
+
+async def test_upgrading_from_nothing_gives_the_tables(postgres: Server) -> None:
+    """No difference between what the migrations make on Postgres and what the code declares."""
+    url = postgres.database(has_schema=False)
+    store = SQLStore(url, auto_migrate=True)
+    await store.open()
+
+    def compare(connection: Connection) -> list[Any]:
+        options = {"version_table": VERSION_TABLE, "compare_type": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
+
+    assert store._writer is not None
+    assert await store._writer.run(compare) == []
+    await store.aclose()
+    postgres.drop(url)
