@@ -1,6 +1,7 @@
 """How alembic reaches a log.
 
-Dialogue hands its open connection over in ``config.attributes["connection"]`` and owns the transaction. Developers
+Dialogue hands its open connection over in ``config.attributes["connection"]`` and owns the transaction; for SQL
+that is only to be shown it gives ``config.attributes["dialect_name"]``. Developers
 call alembic themselves with ``-x url=<a synchronous SQLAlchemy URL>``. Logging stays as the application set it.
 """
 
@@ -37,7 +38,16 @@ def url() -> str:
 
 
 if context.is_offline_mode():
-    context.configure(url=url(), target_metadata=metadata, version_table=VERSION_TABLE, literal_binds=True)
+    handed_name = context.config.attributes.get("dialect_name")
+    context.configure(
+        url=None if handed_name else url(),
+        dialect_name=handed_name,
+        target_metadata=metadata,
+        version_table=VERSION_TABLE,
+        literal_binds=True,
+        # SQLite's too are one transaction, as they are online: half a schema helps nobody.
+        transactional_ddl=True,
+    )
     with context.begin_transaction():
         context.run_migrations()
 elif (handed := context.config.attributes.get("connection")) is not None:

@@ -14,6 +14,7 @@
     │   ├── DraftRefused            the database refuses this event, however often it is tried
     │   │   └── TargetGone          what an edit or deletion is for is no longer there
     │   └── CursorExpired           a feed starts below what has been removed
+    ├── TransferError               a log cannot be exported or imported
     ├── ConnectionLost              (client) the connection ended and is not coming back
     └── CommandError                a command was refused; one subclass per wire code
         ├── InvalidRequest          INVALID_REQUEST
@@ -136,6 +137,10 @@ class CursorExpired(StoreError):
             else f"events up to id {removed_through_id} have been removed from the log; "
             f"feed(after={removed_through_id}) goes on with what is left"
         )
+
+
+class TransferError(DialogueError):
+    """A log cannot be exported or imported; the message names the remedy. Log and file are as they were."""
 
 
 class ConnectionLost(DialogueError):

@@ -34,6 +34,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"dialogue.storage", "dialogue.testing"},
         {"msgspec", "pytest", "pytest_asyncio", "hypothesis"},
     ),
+    "commands": (BASE | {"dialogue.app", "dialogue.commands", "dialogue.storage"}, {"rich", "typer"}),
     "client": (BASE | {"dialogue.client", "dialogue.protocol"}, {"msgspec", "websockets", "pydantic"}),
 }
 
@@ -100,6 +101,14 @@ def test_importing_the_doubles_needs_no_test_tools() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install pytest pytest-asyncio hypothesis" in out.stdout
+
+
+def test_the_commands_import_what_they_need_when_they_run() -> None:
+    """`dialogue --help` waits for no database library."""
+    heavy = ("sqlalchemy", "alembic", "fastapi", "uvicorn")
+    code = f"import sys, dialogue.cli; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
 
 
 def test_alembic_is_no_package() -> None:

@@ -6,14 +6,15 @@ itself is imported only to upgrade: a start on a current schema costs one SELECT
 
 from __future__ import annotations
 
+import io
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Connection, column, inspect, select, table
 
-from ..errors import StartError
-from .tables import VERSION_TABLE
+from ..errors import SchemaMismatch, StartError
+from .tables import VERSION_TABLE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -72,6 +73,54 @@ def check(found: str | None) -> State:
     if found == HEAD:
         return "current"
     return "behind" if found in REVISIONS else "ahead"
+
+
+def mismatch(name: str, found: str | None) -> SchemaMismatch | None:
+    """Return the error for revision *found* of the log *name*, with the remedy; None when this code can use it."""
+    state = check(found)
+    if state == "current":
+        return None
+    if state == "ahead":
+        remedy = (
+            "It was used by a later version of Dialogue: install that version, or give this one another log"
+        )
+    else:
+        remedy = UPGRADE_REMEDY
+    return SchemaMismatch(name, found or "none", HEAD, remedy)
+
+
+def include_object(object_: Any, name: str | None, type_: str, is_reflected: bool, compare_to: Any) -> bool:
+    """Keep Dialogue's tables out of an application's autogenerate; give it to ``context.configure`` in ``env.py``.
+
+    Without it ``alembic revision --autogenerate`` finds tables in the database that the application's metadata does
+    not have, and writes a migration that drops them, with everything that was ever said.
+
+    Args:
+        object_, name, type_, is_reflected, compare_to: As alembic gives them.
+
+    Returns:
+        False for a table of Dialogue's that is in the database and not in the application's metadata. Alembic does
+        not ask about the columns and indexes of a table that is left out.
+    """
+    is_ours = type_ == "table" and is_reflected and compare_to is None
+    return not (is_ours and (name in metadata.tables or name == VERSION_TABLE))
+
+
+def upgrade_sql(dialect_name: str, *, after: str | None = None) -> str:
+    """Return the SQL that `upgrade` would run, to be looked at or run by someone else. No database is asked.
+
+    Args:
+        dialect_name: ``sqlite`` or ``postgresql``.
+        after: The revision that the database is at, one of `REVISIONS`; None for one without a log.
+    """
+    from alembic import command
+
+    config = alembic_config()
+    config.output_buffer = text = io.StringIO()
+    config.attributes["dialect_name"] = dialect_name
+    with upgrade_lock:
+        command.upgrade(config, HEAD if after is None else f"{after}:{HEAD}", sql=True)
+    return text.getvalue()
 
 
 def upgrade(connection: Connection) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Connection, Dialect, Row, delete, select, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from ..errors import CursorExpired, DraftRefused
+from ..errors import CursorExpired, DraftRefused, StartError
 from ..events import SERVER_KEY_PREFIX, Draft, EncodedEvent
 from . import changes
 from .base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvent
@@ -350,10 +350,25 @@ def streams_above(connection: Connection, last: tuple[str, str]) -> Sequence[Row
     return connection.execute(unhanded_streams, {"room_id": room_id, "event_name": event_name}).all()
 
 
+IMPORTING = "importing:"
+"""What the epoch starts with while an import is not complete."""
+
+
 def epoch_and_last_id(connection: Connection) -> tuple[str, int] | None:
-    """Return the log's epoch and its newest id; None for a log that was never opened."""
+    """Return the log's epoch and its newest id; None for a log that was never opened.
+
+    Raises:
+        StartError: It holds a part of an import. Served or exported now, what is missing would be missing for good.
+    """
     row = connection.execute(select(log.c.epoch, log.c.last_id)).one_or_none()
-    return None if row is None else (row.epoch, row.last_id)
+    if row is None:
+        return None
+    if row.epoch.startswith(IMPORTING):
+        raise StartError(
+            "this log holds a part of an import that was interrupted. Run 'dialogue import' again with the same file: "
+            "it goes on where it was"
+        )
+    return row.epoch, row.last_id
 
 
 def feed_page(connection: Connection, after: int, limit: int) -> list[FeedItem]:

@@ -2,62 +2,185 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import JSON, Boolean, Column, Connection, Integer, MetaData, inspect, select
 
 from dialogue.errors import StartError
 from dialogue.storage import migrate
+from dialogue.storage.administration import Database
 from dialogue.storage.sql import SQLStore
 from dialogue.storage.tables import VERSION_TABLE, metadata
 
+from .databases import empty_url as empty_url
 
-async def test_upgrading_from_nothing_gives_the_tables(tmp_path: Path) -> None:
+Schema = dict[str, Any]
+
+
+def schema_of(connection: Connection) -> Schema:
+    """Return everything of the tables that a later migration or a query could depend on, by table."""
+    found = inspect(connection)
+    return {
+        name: {
+            "columns": [
+                (column["name"], str(column["type"]), column["nullable"], column.get("default"))
+                for column in found.get_columns(name)
+            ],
+            "unique": sorted(
+                (str(item["name"]), item["column_names"]) for item in found.get_unique_constraints(name)
+            ),
+            "indexes": sorted((str(item["name"]), item["column_names"]) for item in found.get_indexes(name)),
+            "checks": sorted(str(item["name"]) for item in found.get_check_constraints(name)),
+            "key": found.get_pk_constraint(name),
+        }
+        for name in sorted(found.get_table_names())
+    }
+
+
+def differences(connection: Connection) -> list[Any]:
+    """Return what alembic would change to make the database's tables those of the code."""
+    context = MigrationContext.configure(
+        connection,
+        opts={"version_table": VERSION_TABLE, "compare_type": True, "compare_server_default": True},
+    )
+    return list(compare_metadata(context, metadata))
+
+
+def upgrade_to(connection: Connection, revision: str) -> None:
+    """Upgrade to any revision, as `migrate.upgrade` does to the newest."""
+    config = migrate.alembic_config()
+    config.attributes["connection"] = connection
+    with migrate.upgrade_lock:
+        command.upgrade(config, revision)
+
+
+async def execute_script(database: Database, script: str) -> None:
+    """Run the printed SQL as the database's own shell would: as one text."""
+
+    def work(connection: Connection) -> None:
+        proxied: Any = connection.connection
+        if database.dialect_name == "sqlite":
+            proxied.cursor().executescript(script)
+        else:
+            proxied.run_async(lambda driver: driver.execute(script))
+
+    await database.run(work)
+
+
+async def test_upgrading_from_nothing_gives_the_tables(empty_url: str) -> None:
     """No difference between what the migrations make and what the code declares."""
-    store = SQLStore(f"sqlite:///{tmp_path / 'chat.db'}")
-    await store.open()
-    await store.aclose()
-    engine = create_engine(f"sqlite:///{tmp_path / 'chat.db'}")
-    with engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection, opts={"version_table": VERSION_TABLE, "compare_type": True}
-        )
-        assert compare_metadata(context, metadata) == []
-        assert migrate.current(connection) == migrate.HEAD
-        tables = set(inspect(connection).get_table_names())
-    engine.dispose()
+    async with Database(SQLStore(empty_url)) as database:
+        assert await database.upgrade() is None
+        assert await database.run(differences) == []
+        assert await database.revision() == migrate.HEAD
+        tables = set(await database.run(schema_of))
     assert tables == {*metadata.tables, VERSION_TABLE}
 
 
-def test_constraints_have_the_same_names(tmp_path: Path) -> None:
-    """A later migration can name what it changes, whichever way the tables were made."""
-    made = {}
-    for way in ("migrated", "created"):
-        engine = create_engine(f"sqlite:///{tmp_path / way}")
-        with engine.connect() as connection:
-            if way == "created":
-                metadata.create_all(connection)
-            else:
-                connection.begin()
-                migrate.upgrade(connection)
-            found = inspect(connection)
-            made[way] = {
-                name: (
-                    sorted(str(item["name"]) for item in found.get_unique_constraints(name)),
-                    sorted(str(item["name"]) for item in found.get_indexes(name)),
-                    sorted(str(item["name"]) for item in found.get_check_constraints(name)),
-                    found.get_pk_constraint(name)["name"],
+async def test_the_tables_are_the_same_whichever_way_they_were_made(empty_url: str) -> None:
+    """A later migration can name what it changes: constraints have the names that the code gives them."""
+    async with Database(SQLStore(empty_url)) as database:
+        await database.transact(metadata.create_all)
+        created = await database.run(schema_of)
+        await database.transact(metadata.drop_all)
+        await database.upgrade()
+        migrated = await database.run(schema_of)
+        del migrated[VERSION_TABLE]
+        # SQLAlchemy writes the same default in two ways.
+        assert re.sub(r"'false'|'0'", "false", str(migrated)) == re.sub(r"'false'|'0'", "false", str(created))
+
+
+@pytest.mark.parametrize("revision", migrate.REVISIONS)
+async def test_upgrading_keeps_what_is_there(empty_url: str, revision: str) -> None:
+    """From each revision to the newest: the tables are the code's, and every row has the values that it had."""
+
+    def fill(connection: Connection) -> dict[str, list[Any]]:
+        upgrade_to(connection, revision)
+        then = MetaData()
+        then.reflect(connection)
+        then.remove(then.tables[VERSION_TABLE])
+        for table in then.tables.values():
+            for number in (1,) if table.name == "dialogue_log" else (1, 2, 3):
+                row = {column.name: sample(column, number) for column in table.columns}
+                connection.execute(table.insert(), row)
+        return read(connection, then)
+
+    def read(connection: Connection, tables: MetaData) -> dict[str, list[Any]]:
+        return {
+            table.name: sorted(map(str, connection.execute(select(*table.columns))))
+            for table in tables.tables.values()
+        }
+
+    def read_again(connection: Connection) -> dict[str, list[Any]]:
+        now = MetaData()
+        now.reflect(connection)
+        return {
+            name: sorted(
+                map(
+                    str, connection.execute(select(*(now.tables[name].c[column] for column in columns[name])))
                 )
-                for name in metadata.tables
-            }
-        engine.dispose()
-    assert made["migrated"] == made["created"]
+            )
+            for name in before
+        }
+
+    async with Database(SQLStore(empty_url)) as database:
+        before = await database.transact(fill)
+        assert sum(map(len, before.values())) > 4
+        schema = await database.run(schema_of)
+        columns = {name: [column[0] for column in schema[name]["columns"]] for name in before}
+        assert await database.upgrade() == revision
+        assert await database.run(differences) == []
+        assert await database.run(read_again) == before
+    store = SQLStore(empty_url)
+    await store.open()
+    await store.aclose()
+
+
+def sample(column: Column[Any], number: int) -> Any:
+    """Return a value for *column*, another one for each *number*."""
+    if isinstance(column.type, JSON):
+        return {"number": number}
+    if isinstance(column.type, Boolean):
+        return number == 2
+    if isinstance(column.type, Integer):
+        return number
+    # Text that is JSON as well, for what SQLite keeps as text.
+    return f"{number}"
+
+
+@pytest.mark.parametrize("revision", [None, *migrate.REVISIONS])
+async def test_the_printed_sql_gives_the_same_schema(empty_url: str, revision: str | None) -> None:
+    """What ``upgrade --sql`` prints, run by someone else, is the upgrade: from nothing and from each revision."""
+
+    def start(connection: Connection) -> None:
+        if revision is not None:
+            upgrade_to(connection, revision)
+
+    async with Database(SQLStore(empty_url)) as database:
+        await database.transact(start)
+        await execute_script(database, migrate.upgrade_sql(database.dialect_name, after=revision))
+        assert await database.revision() == migrate.HEAD
+        assert await database.run(differences) == []
+        printed = await database.run(schema_of)
+        await database.transact(drop_all)
+        await database.upgrade()
+        assert await database.run(schema_of) == printed
+
+
+def drop_all(connection: Connection) -> None:
+    """Drop every table."""
+    found = MetaData()
+    found.reflect(connection)
+    found.drop_all(connection)
 
 
 def test_the_known_revisions_are_the_migrations() -> None:

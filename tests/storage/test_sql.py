@@ -350,7 +350,7 @@ async def test_a_later_versions_schema_is_refused(store: SQLStore, tmp_path: Pat
 
 async def test_a_missing_schema_is_refused_where_it_is_not_to_be_made(tmp_path: Path) -> None:
     """With auto_migrate=False the command to run is named."""
-    with pytest.raises(SchemaMismatch, match="auto_migrate=True"):
+    with pytest.raises(SchemaMismatch, match="dialogue db upgrade --store URL"):
         await SQLStore(url(tmp_path), auto_migrate=False).open()
     await open_and_close(url(tmp_path))
     store = SQLStore(url(tmp_path), auto_migrate=False)

@@ -1,0 +1,43 @@
+"""Empty databases of both kinds, for the tests that make a log's schema themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..postgres import server
+
+KINDS = ("sqlite", "postgres")
+
+
+def in_a_thread(work: Coroutine[Any, Any, None]) -> None:
+    """Run *work* to its end in a loop of its own, also where a loop is running."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, work).result()
+
+
+@contextmanager
+def empty(kind: str, folder: Path, name: str = "log") -> Iterator[str]:
+    """Yield the URL of a database without tables; one on SQLite is a file of *folder* that is not there yet."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / name}.db"
+        return
+    postgres = server()
+    url = postgres.database(has_schema=False)
+    try:
+        yield url
+    finally:
+        postgres.drop(url)
+
+
+@pytest.fixture(params=KINDS)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of each kind."""
+    with empty(request.param, tmp_path) as url:
+        yield url
