@@ -14,7 +14,7 @@ import pytest
 
 from dialogue import Dialogue, History, MemoryStore, RoomConfig, Store, define_event
 from dialogue.errors import StoreUnavailable
-from dialogue.events import SERVER_KEY_PREFIX, Draft
+from dialogue.events import SERVER_KEY_PREFIX, Draft, EncodedEvent, payload_of, repack
 from dialogue.storage.base import Appended, LogPage
 
 from .server.harness import serve
@@ -143,10 +143,9 @@ class Reordering(Changing):
         events = [*page.events]
         for n in range(0, len(events) - 1, 2):
             first, second = events[n], events[n + 1]
-            a, b = (msgspec.json.decode(event.json) for event in (first, second))
-            a["data"], b["data"] = b["data"], a["data"]
-            events[n] = msgspec.structs.replace(first, json=msgspec.json.encode(a))
-            events[n + 1] = msgspec.structs.replace(second, json=msgspec.json.encode(b))
+            (a, meta_of_first), (b, meta_of_second) = payload_of(first), payload_of(second)
+            events[n] = repack(first, data_json=b, meta_json=meta_of_first)
+            events[n + 1] = repack(second, data_json=a, meta_json=meta_of_second)
         return page._replace(events=events)
 
 
@@ -154,11 +153,11 @@ class Inventing(Changing):
     """Reads something that nobody wrote."""
 
     def changed(self, page: LogPage) -> LogPage:
-        wrong = [
-            msgspec.structs.replace(event, json=event.json.replace(b".p0.0.0", b".p9.9.9"))
-            for event in page.events
-        ]
-        return page._replace(events=wrong)
+        def wrong(event: EncodedEvent) -> EncodedEvent:
+            data, meta = payload_of(event)
+            return repack(event, data_json=data.replace(b".p0.0.0", b".p9.9.9"), meta_json=meta)
+
+        return page._replace(events=[wrong(event) for event in page.events])
 
 
 class Failing(MemoryStore):

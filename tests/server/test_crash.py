@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import secrets
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
 from websockets.exceptions import ConnectionClosed
 
 from ..set_checker import Checker, report
@@ -25,26 +20,15 @@ from .crash_app import RING
 from .harness import _socket, eventually, wire
 
 ROOT = Path(__file__).parents[2]
-POSTGRES = os.environ.get("DIALOGUE_TEST_POSTGRES_URL")
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-async def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+def log_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty log."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'log.db'}"
-        return
-    if POSTGRES is None:
-        pytest.skip("no Postgres: set DIALOGUE_TEST_POSTGRES_URL=postgresql://USER@HOST:PORT/DATABASE")
-    url = make_url(POSTGRES).set(drivername="postgresql+asyncpg")
-    name = f"dialogue_crash_{secrets.token_hex(4)}"
-    engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.execute(text(f"CREATE DATABASE {name}"))
-    yield url.set(database=name).render_as_string(hide_password=False)
-    async with engine.connect() as connection:
-        await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    await engine.dispose()
+        return f"sqlite:///{tmp_path / 'log.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
 
 
 class Server:
