@@ -84,7 +84,7 @@ class Ring:
             raise ValueError(f"position {event.position} does not follow {self.last_position}")
         self._events.append(event)
         self.last_position = event.position
-        if len(self) <= self.limit:
+        if len(self._events) - self._start <= self.limit:
             return None
         evicted = self._events[self._start]
         self._events[self._start] = _GONE

@@ -6,8 +6,8 @@
                                                                     │
          Outbox ◄── Session.deliver ◄── Hub.deliver ◄───────────────┘
 
-`deliver` runs without awaiting from the moment an append returns: rings, subscribers and acks see a group in one
-step, in commit order, before anything of the next group exists.
+`deliver` runs without awaiting: rings, subscribers and acks see a group in one step, in commit order. The store may
+be at work on the next group by then; nobody is told of that one before.
 """
 
 from __future__ import annotations

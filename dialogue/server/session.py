@@ -553,7 +553,12 @@ class Session:
         """A trigger of this connection is recorded; the hub sends the ``ok`` along with the event."""
         if submission.ref is None:
             return None
-        return protocol.encode_accepted(submission.ref, submission.draft.room_id, *ack_of(outcome))
+        room_id, appended = submission.draft.room_id, outcome.appended
+        if appended is None:
+            return protocol.encode_accepted(submission.ref, room_id, *ack_of(outcome))
+        return protocol.encode_accepted(
+            submission.ref, room_id, appended.seq, appended.id, appended.timestamp, appended.is_duplicate
+        )
 
     def on_failed(self, submission: Submission, error: CommandError) -> None:
         """A trigger of this connection was not recorded, or not in time."""
