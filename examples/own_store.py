@@ -13,7 +13,7 @@ import msgspec
 
 from dialogue import Store, StoreUnavailable
 from dialogue.events import CHANGES, Draft, EncodedEvent, payload_of, repack
-from dialogue.storage.base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvent
+from dialogue.storage.base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvents
 
 
 class SealedStore(Store):
@@ -144,5 +144,5 @@ class SealedStore(Store):
     async def position_before(self, room_id: str, event_name: str, *, timestamp: int, limit: int) -> int:
         return await self._inner.position_before(room_id, event_name, timestamp=timestamp, limit=limit)
 
-    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
-        return await self._inner.user_events(user_id, from_room=from_room, limit=limit)
+    async def user_events(self, user_id: str, *, after: int, limit: int) -> UserEvents:
+        return await self._inner.user_events(user_id, after=after, limit=limit)

@@ -55,7 +55,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_dialogue_events"),
         sa.UniqueConstraint("room_id", "seq", name="uq_dialogue_events_room_id_seq"),
-        sa.UniqueConstraint("room_id", "from_user", "key", name="uq_dialogue_events_room_id_from_user_key"),
+        sa.UniqueConstraint("room_id", "key", "from_user", name="uq_dialogue_events_room_id_key_from_user"),
         sa.UniqueConstraint(
             "room_id", "event_name", "position", name="uq_dialogue_events_room_id_event_name_position"
         ),

@@ -49,6 +49,9 @@ Encode = Callable[[EventType[Any]], bytes]
 ERASED_AT_ONCE = 200
 """How many events of an erased user are on their way to the store at a time."""
 
+SCANNED_AT_ONCE = 10_000
+"""How many events one read looks at for those of a user."""
+
 
 class Changes:
     """Changes what has been recorded.
@@ -171,11 +174,15 @@ class Changes:
             )
         hub.admission.check_user_id(user_id)
         erased = 0
-        from_room = ""
-        while found := await hub.store.user_events(user_id, from_room=from_room, limit=ERASED_AT_ONCE):
-            for room_id in dict.fromkeys(event.room_id for event in found):
-                erased += await self._erase(room_id, [event for event in found if event.room_id == room_id])
-            from_room = found[-1].room_id
+        after: int | None = 0
+        while after is not None:
+            found, after = await hub.store.user_events(user_id, after=after, limit=SCANNED_AT_ONCE)
+            for start in range(0, len(found), ERASED_AT_ONCE):
+                part = found[start : start + ERASED_AT_ONCE]
+                for room_id in dict.fromkeys(event.room_id for event in part):
+                    erased += await self._erase(
+                        room_id, [event for event in part if event.room_id == room_id]
+                    )
         if archive is not None:
             # A batch that was read before its events were erased may still be on its way there.
             if hub.handover is not None:

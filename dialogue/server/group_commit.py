@@ -161,7 +161,9 @@ class Done(NamedTuple):
 
 
 class GroupCommit:
-    """The one writer of a store. An async context manager; leaving it waits for what was accepted.
+    """The one writer of a store, made in its event loop. An async context manager.
+
+    Leaving it waits for what was accepted.
 
     Args:
         store: The log.
@@ -190,6 +192,8 @@ class GroupCommit:
         self._deliver = deliver
         self._after_deliver = after_deliver
         self._limits = limits
+        # Kept: finding the running loop asks the system for the process's number each time.
+        self._time = asyncio.get_running_loop().time
         self._waits_for_store = waits_for_store
         # Kept from group to group: a store that has been down for long is not asked faster by the next one.
         self._retry_seconds = _FIRST_RETRY_SECONDS
@@ -259,8 +263,7 @@ class GroupCommit:
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
-        deadline = asyncio.get_running_loop().time() + self._limits.append_timeout_seconds
-        submission = Submission(draft, publisher, ref, deadline)
+        submission = Submission(draft, publisher, ref, self._time() + self._limits.append_timeout_seconds)
         self._check_room(submission.size)
         if not draft.is_recorded and self._idle.is_set():
             self._deliver([self._ephemeral(submission)])
@@ -294,7 +297,7 @@ class GroupCommit:
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping")
-        lookup = _Lookup(draft, asyncio.get_running_loop().time() + self._limits.append_timeout_seconds)
+        lookup = _Lookup(draft, self._time() + self._limits.append_timeout_seconds)
         self._check_room(lookup.size)
         self._enqueue(lookup)
         return await lookup.result
@@ -341,7 +344,7 @@ class GroupCommit:
     async def _try_again(self, kept: list[Submission]) -> Done:
         """Work on what the store has refused, after a pause, for those whose publishers still wait."""
         await self._back_off()
-        now = asyncio.get_running_loop().time()
+        now = self._time()
         self._watch()
         # The others' events were never recorded, and never will be.
         waiting: list[Submission | _Lookup] = [item for item in kept if item.deadline > now]

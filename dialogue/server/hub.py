@@ -56,7 +56,7 @@ FAREWELL = "dialogue-session-end"
 
 
 class Hub:
-    """The running part of a `Dialogue`: made at start, gone at stop. An async context manager."""
+    """The running part of a `Dialogue`: made at start in its event loop, gone at stop. An async context manager."""
 
     def __init__(
         self,
@@ -84,6 +84,8 @@ class Hub:
         self.sessions: set[Session] = set()
         self.is_stopping = False
         self.unflushed_events = 0
+        # Kept: finding the running loop asks the system for the process's number each time.
+        self._time = asyncio.get_running_loop().time
         self._trims: dict[tuple[str, str], int] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.handover = (
@@ -242,7 +244,7 @@ class Hub:
             if waiting >= self.limits.handover_queue_events:
                 raise Backpressure("too many events wait for on_cleanup", retry_after_seconds=1)
         # The sweeper leaves rooms alone that something is queued for.
-        room.last_used = asyncio.get_running_loop().time()
+        room.last_used = self._time()
         self.admission.check_event_name(room, draft.event)
         self.commit.submit(draft, publisher, ref)
         # Only now: an event that was blocked or refused must not use up a name.
@@ -441,7 +443,7 @@ class Hub:
         room = self.rooms.get(room_id)
         if room is not None:
             room.discard(subscriber)
-            room.last_used = asyncio.get_running_loop().time()
+            room.last_used = self._time()
 
     # -- reads for the application -------------------------------------------------------------------------------
 

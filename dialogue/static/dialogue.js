@@ -146,12 +146,14 @@ function nextTask(fn) {
   port2.postMessage(null);
 }
 
-/** 128 random bits; `randomUUID` is missing on plain http pages other than localhost. */
+/**
+ * Milliseconds and 80 random bits; `randomUUID` is missing on plain http pages other than localhost. The
+ * time first: keys that grow are next to each other in the log's index, random ones all over it.
+ */
 function newKey() {
-  const crypto = globalThis.crypto;
-  if (typeof crypto?.randomUUID === "function") return crypto.randomUUID();
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const bytes = globalThis.crypto.getRandomValues(new Uint8Array(10));
+  const random = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return Date.now().toString(16).padStart(12, "0") + random;
 }
 
 function socketUrl(base) {

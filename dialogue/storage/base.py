@@ -116,6 +116,18 @@ class UserEvent(NamedTuple):
     event_name: str
 
 
+class UserEvents(NamedTuple):
+    """What a look through a part of the log found of a user.
+
+    Attributes:
+        events: In order of id.
+        through_id: Where to look on: after this id (exclusive); None when the end was reached.
+    """
+
+    events: list[UserEvent]
+    through_id: int | None
+
+
 class Store(ABC):
     """A log of recorded events.
 
@@ -296,12 +308,12 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
-        """Return up to *limit* events that *user_id* has sent, room after room in order of their ids.
+    async def user_events(self, user_id: str, *, after: int, limit: int) -> UserEvents:
+        """Look through the log for what *user_id* has sent.
 
         Args:
-            from_room: Only of rooms whose id is at or above it; empty for all.
-            limit: At least 1.
+            after: Exclusive lower bound of the ids; 0 for the start.
+            limit: Most events to look at, whoever sent them; at least 1. There is no index by user.
 
         Raises:
             StoreUnavailable: The store cannot be read.

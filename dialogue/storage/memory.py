@@ -21,6 +21,7 @@ from .base import (
     StoredStream,
     StreamState,
     UserEvent,
+    UserEvents,
 )
 
 KEYS_PER_ROOM = 10_000
@@ -391,21 +392,17 @@ class MemoryStore(Store):
             position = event.position
         return position
 
-    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
-        """Return where the events of a user are; see `Store.user_events`."""
+    async def user_events(self, user_id: str, *, after: int, limit: int) -> UserEvents:
+        """Return all of a user's events above an id at once; see `Store.user_events`."""
         self._check_open()
-        found: list[UserEvent] = []
-        for room_id in sorted(room_id for room_id in self._rooms if room_id >= from_room):
-            events = [
-                UserEvent(room_id, _seq(event), event.event)
-                for stream in self._rooms[room_id].streams.values()
-                for event in islice(stream.events, stream.start, None)
-                if event.sender == user_id
-            ]
-            found += sorted(events, key=lambda event: event.seq)
-            if len(found) >= limit:
-                break
-        return found[:limit]
+        found = [
+            (id_of(event), UserEvent(room_id, _seq(event), event.event))
+            for room_id, room in self._rooms.items()
+            for stream in room.streams.values()
+            for event in islice(stream.events, stream.start, None)
+            if event.sender == user_id
+        ]
+        return UserEvents([event for id_, event in sorted(found) if id_ > after], None)
 
     def _find(self, room_id: str, event_name: str) -> _Stream | None:
         room = self._rooms.get(room_id)

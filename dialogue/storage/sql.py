@@ -19,7 +19,7 @@ from sqlalchemy.schema import CreateSchema
 from ..errors import ConfigError, OutcomeUnknown, SchemaMismatch, StartError, StoreUnavailable
 from ..events import Draft
 from . import migrate, transactions
-from .base import Appended, FeedItem, LogPage, RoomHead, Store, StoredStream, StreamState, UserEvent
+from .base import Appended, FeedItem, LogPage, RoomHead, Store, StoredStream, StreamState, UserEvents
 from .engines import (
     BUSY_SECONDS,
     AsyncWriter,
@@ -493,10 +493,10 @@ class SQLStore(Store):
             lambda connection: transactions.position_before(connection, room_id, event_name, timestamp, limit)
         )
 
-    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
-        """Return where the events of a user are; see `Store.user_events`."""
+    async def user_events(self, user_id: str, *, after: int, limit: int) -> UserEvents:
+        """Look through the log for a user's events; see `Store.user_events`."""
         return await self._read(
-            lambda connection: transactions.events_of_user(connection, user_id, from_room, limit)
+            lambda connection: transactions.events_of_user(connection, user_id, after, limit)
         )
 
 

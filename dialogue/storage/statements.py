@@ -127,14 +127,32 @@ def append_statements(dialect: Dialect) -> AppendStatements:
     return PostgresAppend(dialect) if dialect.name == "postgresql" else SQLiteAppend(dialect)
 
 
+ROWS_AT_ONCE = (256, 64, 16, 4, 1)
+"""How many rows one INSERT into a log in SQLite has; a number of rows is made of few of these."""
+
+SQLITE_VARIABLES = 32_766
+"""The default limit of SQLite since 3.32 (2020); a build with a smaller one is asked for its own."""
+
+
 class SQLiteAppend(AppendStatements):
-    """One statement per table: each is a call into a library, and costs little by itself."""
+    """One statement per table: each is a call into a library, and costs little by itself.
+
+    Events are inserted many rows to a statement. The standard driver gives up the interpreter's lock for each step
+    of a statement, and with one row to a statement waits for it again after each: as long as the event loop is busy
+    that was a row per switch interval, and the loop and the writer took turns instead of working side by side.
+    """
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._last_id = str(select(log.c.last_id).compile(dialect=dialect))
         self._set_last_id = str(set_last_id.compile(dialect=dialect))
-        self._insert_events = compile_rows(dialect, insert(events), EVENT_ROW)
+        one_row = compile_rows(dialect, insert(events), EVENT_ROW)
+        head, values_, row = one_row.rpartition("(")
+        self._insert_events = {
+            size: head + ", ".join([values_ + row] * size)
+            for size in ROWS_AT_ONCE
+            if size * len(EVENT_ROW) <= SQLITE_VARIABLES
+        }
         self._upsert_rooms = compile_rows(dialect, upsert(dialect, rooms, update=ROOM_ROW[1:]), ROOM_ROW)
         # Only `last`: what was handed over or removed moves in transactions of its own.
         self._upsert_streams = compile_rows(dialect, upsert(dialect, streams, update=("last",)), STREAM_ROW)
@@ -174,7 +192,12 @@ class SQLiteAppend(AppendStatements):
         stream_rows: Sequence[tuple[Any, ...]],
     ) -> None:
         """See `AppendStatements.write`."""
-        connection.exec_driver_sql(self._insert_events, list(event_rows))
+        start = 0
+        for size, sql in self._insert_events.items():
+            while len(event_rows) - start >= size:
+                rows = event_rows[start : start + size]
+                connection.exec_driver_sql(sql, tuple(itertools.chain.from_iterable(rows)))
+                start += size
         connection.exec_driver_sql(self._upsert_rooms, list(room_rows))
         connection.exec_driver_sql(self._upsert_streams, list(stream_rows))
         connection.exec_driver_sql(self._set_last_id, (last_id,))
@@ -411,15 +434,24 @@ first_times = (
 )
 """The oldest positions of a stream with their times, which grow with them."""
 
-# By way of the rooms, so that (room_id, from_user, …) is searched once for each: there is no index by user, which
-# every append would pay for. Ordered by room only: by seq too, each room would be walked from end to end.
+nth_id = (
+    select(events.c.id)
+    .where(events.c.id > bindparam("after"))
+    .order_by(events.c.id)
+    .limit(1)
+    .offset(bindparam("skipped", type_=Integer))
+)
+
 user_events = (
     select(events.c.room_id, events.c.seq, events.c.event_name)
-    .select_from(rooms.join(events, events.c.room_id == rooms.c.room_id))
-    .where(rooms.c.room_id >= bindparam("from_room"), events.c.from_user == bindparam("user_id"))
-    .order_by(rooms.c.room_id)
-    .limit(bindparam("limit", type_=Integer))
+    .where(
+        events.c.id > bindparam("after"),
+        events.c.id <= bindparam("through"),
+        events.c.from_user == bindparam("user_id"),
+    )
+    .order_by(events.c.id)
 )
+"""By id: an index by user would cost every append something, for a search that is made once for a user."""
 
 STREAMS_PER_READ = 500
 

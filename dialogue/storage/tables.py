@@ -136,7 +136,9 @@ events = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("replaced_by", BigInteger),
     UniqueConstraint("room_id", "seq"),
-    UniqueConstraint("room_id", "from_user", "key"),
+    # The key before the user: keys that grow with time, as the server and the clients make them, are then inserted
+    # next to each other, however many users publish.
+    UniqueConstraint("room_id", "key", "from_user"),
     UniqueConstraint("room_id", "event_name", "position"),
     Index(None, "room_id", "event_name", "seq"),
 )

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from ..errors import CursorExpired, DraftRefused, StartError
 from ..events import SERVER_KEY_PREFIX, Draft, EncodedEvent
 from . import changes
-from .base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvent
+from .base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvent, UserEvents
 from .statements import (
     KEY_CHUNK,
     Before,
@@ -27,6 +27,7 @@ from .statements import (
     floors,
     heads_statement,
     key_parameters,
+    nth_id,
     page_parameters,
     page_statement,
     settle_statement,
@@ -412,7 +413,9 @@ def position_before(connection: Connection, room_id: str, event_name: str, times
     return max((row.position for row in rows if row.timestamp < timestamp), default=0)
 
 
-def events_of_user(connection: Connection, user_id: str, from_room: str, limit: int) -> list[UserEvent]:
-    """Return where the events of a user are; see `Store.user_events`."""
-    parameters = {"user_id": user_id, "from_room": from_room, "limit": limit}
-    return [UserEvent(*row) for row in connection.execute(user_events, parameters)]
+def events_of_user(connection: Connection, user_id: str, after: int, limit: int) -> UserEvents:
+    """Look through a part of the log for a user's events; see `Store.user_events`."""
+    through = connection.execute(nth_id, {"after": after, "skipped": limit - 1}).scalar()
+    last = connection.execute(select(log.c.last_id)).scalar_one() if through is None else through
+    found = connection.execute(user_events, {"after": after, "through": last, "user_id": user_id})
+    return UserEvents([UserEvent(*row) for row in found], through)

@@ -15,7 +15,7 @@ from ..storage.base import (
     Store,
     StoredStream,
     StreamState,
-    UserEvent,
+    UserEvents,
 )
 
 
@@ -144,6 +144,6 @@ class FaultyStore(Store):
         self._check_read()
         return await self.inner.position_before(room_id, event_name, timestamp=timestamp, limit=limit)
 
-    async def user_events(self, user_id: str, *, from_room: str, limit: int) -> list[UserEvent]:
+    async def user_events(self, user_id: str, *, after: int, limit: int) -> UserEvents:
         self._check_read()
-        return await self.inner.user_events(user_id, from_room=from_room, limit=limit)
+        return await self.inner.user_events(user_id, after=after, limit=limit)

@@ -408,7 +408,7 @@ class StoreContract:
         await store.append([draft(sender="bob"), draft(key="k", meta_json=b'{"a":1}'), draft()])
         await store.append([change_of(Target(1, "message", b'"better"'), sender="ann")])
         await store.append([change_of(Target(3, "message"), sender="bob")])
-        by_ann = sorted(await store.user_events("ann", from_room="", limit=9))
+        by_ann = (await store.user_events("ann", after=0, limit=99)).events
         assert by_ann == [
             UserEvent("general", 2, "message"),
             UserEvent("general", 3, "message"),
@@ -418,7 +418,7 @@ class StoreContract:
             target = Target(found.seq, found.event_name, is_erased=True)
             [item] = await store.append([change_of(target, sender="system")])
             assert decoded(recorded(item))["data"]["erased"] is True
-        assert await store.user_events("ann", from_room="", limit=9) == []
+        assert (await store.user_events("ann", after=0, limit=99)).events == []
         messages = [decoded(event) for event in (await store.page("general", limit=9)).events]
         assert [message["from"] for message in messages] == [
             "bob", ERASED_USER, ERASED_USER, ERASED_USER, "bob", "system", "system", "system",
@@ -430,19 +430,23 @@ class StoreContract:
         # Nothing remembers the key either.
         assert not (await store.append([draft(key="k")]))[0].is_duplicate
 
-    async def test_user_events_go_by_room(self, store: Store) -> None:
-        """Room after room, from one on, as many as asked for."""
+    async def test_user_events_are_found_part_by_part(self, store: Store) -> None:
+        """All of a user's, in order of id, whatever the size of a part."""
         await store.append([draft(room) for room in "bac"] + [draft("b", "alert"), draft("a", sender="bob")])
-        found = {
-            UserEvent("a", 1, "message"), UserEvent("b", 1, "message"),
-            UserEvent("b", 2, "alert"), UserEvent("c", 1, "message"),
-        }  # fmt: skip
-        everything = await store.user_events("ann", from_room="", limit=9)
-        assert [event.room_id for event in everything] == ["a", "b", "b", "c"]
-        assert set(everything) == found
-        assert len(await store.user_events("ann", from_room="", limit=2)) == 2
-        assert set(await store.user_events("ann", from_room="b", limit=9)) == set(everything[1:])
-        assert await store.user_events("nobody", from_room="", limit=9) == []
+        wanted = [
+            UserEvent("b", 1, "message"), UserEvent("a", 1, "message"),
+            UserEvent("c", 1, "message"), UserEvent("b", 2, "alert"),
+        ]  # fmt: skip
+        for limit in (1, 2, 3, 5, 99):
+            found: list[UserEvent] = []
+            after: int | None = 0
+            while after is not None:
+                events, after = await store.user_events("ann", after=after, limit=limit)
+                found += events
+            assert found == wanted
+        second = (await store.feed(0, limit=9))[1]
+        assert (await store.user_events("ann", after=second.id, limit=99)).events == wanted[2:]
+        assert (await store.user_events("nobody", after=0, limit=99)) == ([], None)
 
     async def test_settle_tells_what_a_change_replaced(self, store: Store) -> None:
         """A change whose answer never came is settled with its target, and with the edit that it made void."""

@@ -310,7 +310,7 @@ async def test_keys_are_found_by_their_index_in_a_log_that_was_never_analyzed(
 
     assert store._writer is not None
     plan = await store._writer.run(explain)
-    assert "Index Scan using uq_dialogue_events_room_id_from_user_key" in plan, plan
+    assert "Index Scan using uq_dialogue_events_room_id_key_from_user" in plan, plan
     assert "Seq Scan" not in plan, plan
 
 

@@ -621,6 +621,6 @@ async def test_other_statements_search_the_index(store: SQLStore) -> None:
     for build in (statements.settle_statement, statements.known_statement):
         found = plan(store, build(4), statements.key_parameters(keys, 4))
         assert "SCAN dialogue_events" not in found, found
-        assert "room_id=? AND from_user=? AND key=?" in found, found
+        assert "room_id=? AND key=? AND from_user=?" in found, found
     found = plan(store, statements.heads_statement(1), {"room_id_0": "general"})
     assert "SCAN" not in found, found
