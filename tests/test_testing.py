@@ -24,10 +24,10 @@ class TestMine(StoreContract):
 """
 
 
-def run_contract(folder: Path, store: str, mode: str) -> subprocess.CompletedProcess[str]:
-    """Run two tests of the suite over *store* as an application would, in pytest-asyncio's *mode*."""
+def run_contract(folder: Path, store: str, mode: str, *, tests: str) -> subprocess.CompletedProcess[str]:
+    """Run some *tests* of the suite over *store* as an application would, in pytest-asyncio's *mode*."""
     (folder / "test_mine.py").write_text(APPLICATION.replace("STORE", store))
-    options = ["-q", "-p", "no:cacheprovider", "-o", f"asyncio_mode={mode}", "-k", "consecutive or model"]
+    options = ["-q", "-p", "no:cacheprovider", "-o", f"asyncio_mode={mode}", "-k", tests]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, "test_mine.py"],
         cwd=folder,
@@ -40,13 +40,13 @@ def run_contract(folder: Path, store: str, mode: str) -> subprocess.CompletedPro
 @pytest.mark.parametrize("mode", ["strict", "auto"])
 def test_the_contract_runs_over_an_applications_store(tmp_path: Path, mode: str) -> None:
     """The public suite runs by subclassing alone, in both modes of pytest-asyncio."""
-    result = run_contract(tmp_path, "MemoryStore", mode)
+    result = run_contract(tmp_path, "MemoryStore", mode, tests="consecutive or model")
     assert result.returncode == 0, result.stdout
     assert "2 passed" in result.stdout
 
 
 def test_the_contract_fails_for_a_store_that_loses(tmp_path: Path) -> None:
     """A broken promise is a failed test that shows the values."""
-    result = run_contract(tmp_path, "Losing", "strict")
+    result = run_contract(tmp_path, "Losing", "strict", tests="consecutive")
     assert result.returncode == 1, result.stdout
     assert "assert [2, 3, 4] == [1, 2, 3, 4]" in result.stdout

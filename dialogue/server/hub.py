@@ -175,6 +175,8 @@ class Hub:
         if farewells:
             await asyncio.wait(farewells, timeout=self.limits.stop_seconds)
         await self.notifier.__aexit__()
+        # Before the flush: a load that hangs would keep its stream from being handed over.
+        await self.reader.aclose()
         if self.handover is not None:
             self.unflushed_events = await self.handover.flush(with_rings=not self.store.is_durable)
             if self.unflushed_events:
@@ -182,7 +184,6 @@ class Hub:
                 self.metrics.handover.labels("lost").inc(self.unflushed_events)
             await self.handover.__aexit__()
         self.feeds.close()
-        await self.reader.aclose()
         await self.open_rooms.aclose()
         tasks = list(self._tasks)
         for task in tasks:

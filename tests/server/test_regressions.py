@@ -399,6 +399,7 @@ async def test_a_hung_load_does_not_pile_up() -> None:
             page = await client.ask("history", room="general", event="message")
             assert page["gap"]["reason"] == "tier_unavailable"
         assert started == 1
+    assert dialogue.unflushed_events == 0, "a load that hangs does not keep a stop from handing over"
 
 
 async def test_the_input_is_not_echoed() -> None:
