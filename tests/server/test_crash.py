@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import create_async_engine
 from websockets.exceptions import ConnectionClosed
+
+from dialogue.storage.engines import parse_url
+from dialogue.storage.tables import events, rooms
 
 from ..set_checker import Checker, report
 from .crash_app import RING
@@ -106,6 +111,7 @@ async def crash_rounds(url: str, rounds: int, seed: int, archive: Path | None = 
         await check_restarted(server.address, archive, set(checker.tally.acked))
     finally:
         await server.end(signal.SIGKILL)
+    await check_counters(url)
     print(f"{len(acked)} acked, {verdicts[0].read} recorded, {rounds} kills")
 
 
@@ -133,6 +139,18 @@ async def check_restarted(address: str, archive: Path | None, acked: set[str]) -
     recorded = {e["data"] for e in events}
     assert recorded == {data for _, _, data in rows.values()} | {e["data"] for e in events[-RING:]}
     assert acked <= recorded
+
+
+async def check_counters(url: str) -> None:
+    """What unread counts and positions are made of goes on without a hole, whatever was killed."""
+    engine = create_async_engine(parse_url(url))
+    columns = (events.c.seq, events.c.position, events.c.unread_position)
+    async with engine.connect() as connection:
+        rows = (await connection.execute(select(*columns).order_by(events.c.seq))).all()
+        room = (await connection.execute(select(rooms.c.last_seq, rooms.c.last_unread_position))).one()
+    await engine.dispose()
+    assert [tuple(row) for row in rows] == [(n, n, n) for n in range(1, len(rows) + 1)]
+    assert tuple(room) == (len(rows), len(rows))
 
 
 @pytest.mark.parametrize("has_archive", [False, True], ids=["log", "log+archive"])
