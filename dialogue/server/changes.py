@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import EventType
 from ..core.room import Room
 from ..errors import (
+    CommandError,
     ConfigError,
     EventNotAllowed,
     Internal,
@@ -83,14 +84,6 @@ class Changes:
             PermissionDenied: It is someone else's, and no ``can_edit`` hook allows it.
             CommandError: The new data does not fit, or is blocked.
         """
-        hub = self._hub
-        event = await hub.reader.one(room, seq)
-        if event is None:
-            raise InvalidRequest("there is no such event in the log")
-        if event.event in CHANGES:
-            raise InvalidRequest("what tells of a change cannot be changed")
-        if client is not None and event.sender != client.user_id:
-            await self._check_allowed(room, event, client)
         draft = Draft(
             room_id=room.room_id,
             event=DELETE if encode is None else EDIT,
@@ -99,22 +92,42 @@ class Changes:
             data_json=b"",
             counts_unread=False,
         )
-        if is_deleted(event):
-            found = await hub.commit.look_up(draft) if key is not None else None
+        try:
+            await self._aim(draft, room, seq, encode=encode, client=client)
+        except CommandError as error:
+            # What has happened since the first try (the deletion itself, too) must not hide what it has recorded.
+            if key is None or error.is_outcome_unknown:
+                raise
+            found = await self._hub.commit.look_up(draft)
             if found is None:
-                raise InvalidRequest("the event is deleted")
+                raise
             return found._replace(event=None, replaced=())
+        return draft
+
+    async def _aim(
+        self, draft: Draft, room: Room, seq: int, *, encode: Encode | None, client: Client | None
+    ) -> None:
+        """Give *draft* its target, if the change is admitted; see `admit`."""
+        hub = self._hub
+        event = await hub.reader.one(room, seq)
+        if event is None:
+            raise InvalidRequest("there is no such event in the log")
+        if event.event in CHANGES:
+            raise InvalidRequest("what tells of a change cannot be changed")
+        if client is not None and event.sender != client.user_id:
+            await self._check_allowed(room, event, client)
+        if is_deleted(event):
+            raise InvalidRequest("the event is deleted")
         data_json = None
         if encode is not None:
             event_type = room.room_type.event_type(event.event)
             if event_type is None or event_type.history is None:
                 raise EventNotAllowed("the room records no such event any more")
             data_json = await hub.admission.admit_edit(
-                room, event_type, encode(event_type), sender=sender, seq=seq
+                room, event_type, encode(event_type), sender=draft.sender, seq=seq
             )
         draft.target = Target(seq, event.event, data_json)
         draft.data_json = draft.target.change_json()
-        return draft
 
     async def _check_allowed(self, room: Room, encoded: EncodedEvent, client: Client) -> None:
         hub = self._hub
@@ -131,6 +144,8 @@ class Changes:
                     client=client,
                     event=event,
                 )
+            except CommandError:
+                raise
             except Exception:
                 # Fail closed: a hook that cannot decide allows nothing.
                 hub.log.exception("can_edit failed (room %r, event %r)", room.room_id, encoded.event)
@@ -169,7 +184,8 @@ class Changes:
                 "on_cleanup keeps copies of events, and there is no on_erase hook that removes this user's",
                 "Register on_erase",
             )
-        hub.admission.check_user_id(user_id)
+        # Neither of the server's own: what an erasure records is from the one, and what it leaves from the other.
+        hub.admission.check_connection_user(user_id)
         erased = 0
         from_room = ""
         while found := await hub.store.user_events(user_id, from_room=from_room, limit=ERASED_AT_ONCE):

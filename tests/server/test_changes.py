@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from dialogue import (
     Limits,
     PermissionDenied,
     RoomConfig,
+    ValidationFailed,
     define_event,
 )
-from dialogue.errors import OutcomeUnknown
+from dialogue.errors import OutcomeUnknown, RateLimited
 from dialogue.storage.sql import SQLStore
 from dialogue.testing import FaultyStore
 
@@ -207,6 +209,88 @@ async def test_c12_changes_survive_a_restart_and_say_nothing_of_what_was(tmp_pat
         rows = database.execute("SELECT event_data, meta, key FROM dialogue_events").fetchall()
     database.close()
     assert "secret" not in str(rows)
+
+
+async def test_c12_edits_of_one_group_leave_nothing_of_what_was_in_memory(dialogue: Dialogue) -> None:
+    """Changes of one event that are recorded together: the ring holds what the log holds."""
+    async with serve(dialogue) as address, wire(address, "ann") as ann:
+        await ann.ask("join", room="general")
+        await posts(ann, "secret1")
+        texts = ["secret2", "secret3", "fine"]
+        commands = [
+            {"type": "edit", "ref": f"e{n}", "room": "general", "seq": 1, "data": {"text": text}}
+            for n, text in enumerate(texts)
+        ]
+        await ann.send_raw(json.dumps(commands))
+        for command in commands:
+            await ann.answer(command["ref"])
+        page = (await ann.ask("history", room="general"))["events"]
+        assert [m["seq"] for m in page] == [1, 2, 3, 4]
+        assert page[0]["data"] == page[3]["data"]["data"] == {"text": "fine"}
+        assert "secret" not in str(page)
+
+
+async def test_c12_a_retry_gets_the_first_ack_whatever_has_happened_since(dialogue: Dialogue) -> None:
+    """Promise 3: a known key is looked up before a hook's refusal, or that of a deleted event, is sent."""
+    is_closed = False
+
+    @dialogue.before_each
+    def check(event: Event[Any]) -> None:
+        if is_closed:
+            raise RateLimited("no more today")
+
+    @dialogue.can_edit
+    def moderators() -> bool:
+        return not is_closed
+
+    async with serve(dialogue) as address, wire(address, "ann") as ann, wire(address, "mod") as mod:
+        for client in (ann, mod):
+            await client.ask("join", room="general")
+        post_fields = {"room": "general", "event": "post", "data": {"text": "a"}, "key": "k0"}
+        edit = {"room": "general", "seq": 1, "data": {"text": "b"}}
+        asked: list[tuple[Wire, str, dict[str, Any]]] = [
+            (ann, "trigger", post_fields),
+            (ann, "edit", edit | {"key": "k1"}),
+            (mod, "edit", edit | {"key": "k2"}),
+        ]
+        first = [await client.ask(type, **fields) for client, type, fields in asked]
+        is_closed = True
+        again = [await client.ask(type, **fields) for client, type, fields in asked]
+        assert [m["seq"] for m in again] == [m["seq"] for m in first] == [1, 2, 3]
+        assert all(m["duplicate"] for m in again)
+        assert await refused(ann.ask("edit", **edit, key="new")) == "RATE_LIMITED"
+        assert await refused(mod.ask("edit", **edit, key="new")) == "PERMISSION_DENIED"
+        assert await refused(mod.ask("edit", **edit)) == "PERMISSION_DENIED"
+        await ann.ask("delete", room="general", seq=1)
+        again = [await client.ask(type, **fields) for client, type, fields in asked[1:]]
+        assert [m["seq"] for m in again] == [2, 3]
+
+
+async def test_can_edit_may_say_why_not(dialogue: Dialogue) -> None:
+    """A refusal that the hook raises is the answer; INTERNAL would ask the client to try again."""
+
+    @dialogue.can_edit
+    def nobody() -> None:
+        raise PermissionDenied("not after an hour")
+
+    async with serve(dialogue) as address, wire(address, "ann") as ann, wire(address, "bob") as bob:
+        for client in (ann, bob):
+            await client.ask("join", room="general")
+        await posts(ann, "a")
+        with pytest.raises(Refused, match="PERMISSION_DENIED: not after an hour"):
+            await bob.ask("delete", room="general", seq=1)
+
+
+@pytest.mark.parametrize("user_id", ["system", "$erased"])
+async def test_c12_the_servers_own_names_are_not_erased(dialogue: Dialogue, user_id: str) -> None:
+    """An erasure is itself from the one and leaves events of the other: it would never end. No client has them."""
+    async with serve(dialogue) as address:
+        await dialogue.trigger("general", post, {"text": "a"}, sender="ann")
+        assert await dialogue.erase_user("ann") == 1
+        with pytest.raises(ValidationFailed):
+            await dialogue.erase_user(user_id)
+        async with wire(address, None) as client:
+            assert await refused(client.ask("connect", auth={"user_id": user_id})) == "VALIDATION_FAILED"
 
 
 async def test_c12_a_change_whose_outcome_is_unknown_is_settled(tmp_path: Path) -> None:
