@@ -323,7 +323,9 @@ class GroupCommit:
                         await asyncio.sleep(0)
                 await self._tell(outcomes)
                 self._groups.popleft()
-            self._idle.set()
+            if not self._queue:
+                # Else something came while the last group was told, and is still to be appended.
+                self._idle.set()
 
     def _begin(self) -> asyncio.Task[Done] | None:
         """Start the work on the next group; None when nothing is queued."""
