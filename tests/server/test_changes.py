@@ -217,7 +217,7 @@ async def test_c12_edits_of_one_group_leave_nothing_of_what_was_in_memory(dialog
         await ann.ask("join", room="general")
         await posts(ann, "secret1")
         texts = ["secret2", "secret3", "fine"]
-        commands = [
+        commands: list[dict[str, Any]] = [
             {"type": "edit", "ref": f"e{n}", "room": "general", "seq": 1, "data": {"text": text}}
             for n, text in enumerate(texts)
         ]
