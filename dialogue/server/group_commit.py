@@ -500,7 +500,10 @@ class GroupCommit:
                 return [], submissions[0]
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
             return [None] * len(submissions), None
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # the stop's, not the store's own
             # Whatever a store raises against its contract, the next append must not leave a hole behind this one.
             self._log.exception("an append of %d events failed in a way that no store should", len(drafts))
             self._metrics.append_failures.labels("internal").inc()

@@ -14,6 +14,7 @@ from dialogue.errors import CommandError
 from dialogue.events import Draft
 from dialogue.server.group_commit import GroupCommit, Outcome, Submission
 from dialogue.server.metrics import Metrics
+from dialogue.storage.base import Appended
 from dialogue.testing import FaultyStore
 
 
@@ -143,6 +144,24 @@ async def test_what_comes_while_a_group_is_told_keeps_its_place_and_a_stop_waits
         store.release()
         await stopping
     assert (teller.told, teller.failed) == ([b"0", b"1", b"2"], [])
+
+
+async def test_a_store_that_raises_cancelled_by_itself_ends_nothing() -> None:
+    """Only the stop cancels an append: anything else is an unknown outcome, which is settled."""
+    async with committing() as (commit, store, teller):
+        append = store.append
+
+        async def cancelled_after(drafts: Sequence[Draft]) -> list[Appended]:
+            setattr(store, "append", append)  # noqa: B010 - a method
+            await append(drafts)
+            raise asyncio.CancelledError
+
+        setattr(store, "append", cancelled_after)  # noqa: B010 - a method
+        commit.submit(draft(0), teller, 0)
+        await until(lambda: teller.told)
+        commit.submit(draft(1), teller, 1)
+        await until(lambda: len(teller.told) == 2)
+    assert (teller.told, teller.failed) == ([b"0", b"1"], [])
 
 
 async def test_a_failing_delivery_ends_nothing() -> None:
