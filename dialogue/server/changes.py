@@ -61,6 +61,7 @@ class Changes:
     def __init__(self, hub: Hub, *, archive: Archive | None) -> None:
         self._hub = hub
         self._archive = archive
+        self._erasing = asyncio.Lock()
 
     async def admit(
         self,
@@ -114,13 +115,16 @@ class Changes:
             raise InvalidRequest("there is no such event in the log")
         if event.event in CHANGES:
             raise InvalidRequest("what tells of a change cannot be changed")
-        if client is not None and event.sender != client.user_id:
-            await self._check_allowed(room, event, client)
+        event_type = room.room_type.event_type(event.event)
+        if client is not None:
+            is_own = event.sender == client.user_id
+            if not is_own or (event_type is not None and event_type.publish == "server"):
+                # Also what the application has published in the client's name, of a type that is not for clients.
+                await self._check_allowed(room, event, client)
         if is_deleted(event):
             raise InvalidRequest("the event is deleted")
         data_json = None
         if encode is not None:
-            event_type = room.room_type.event_type(event.event)
             if event_type is None or event_type.history is None:
                 raise EventNotAllowed("the room records no such event any more")
             data_json = await hub.admission.admit_edit(
@@ -152,7 +156,7 @@ class Changes:
                 raise Internal from None
             if allowed is True:
                 return
-        raise PermissionDenied("the event is someone else's")
+        raise PermissionDenied("the event is not yours to change")
 
     async def change(
         self, room_id: str, seq: int, *, encode: Encode | None, sender: str, key: str | None
@@ -186,26 +190,33 @@ class Changes:
             )
         # Neither of the server's own: what an erasure records is from the one, and what it leaves from the other.
         hub.admission.check_connection_user(user_id)
-        erased = 0
-        from_room = ""
-        while found := await hub.store.user_events(user_id, from_room=from_room, limit=ERASED_AT_ONCE):
-            for room_id in dict.fromkeys(event.room_id for event in found):
-                erased += await self._erase(room_id, [event for event in found if event.room_id == room_id])
-            from_room = found[-1].room_id
-        if archive is not None:
-            # A batch that was read before its events were erased may still be on its way there.
-            if hub.handover is not None:
-                await hub.handover.wait_in_flight()
-            await archive.erase(user_id)
-        return erased
+        # One after the other: two that find the same event would both tell its room.
+        async with self._erasing:
+            erased = 0
+            from_room = ""
+            while found := await hub.store.user_events(user_id, from_room=from_room, limit=ERASED_AT_ONCE):
+                for room_id in dict.fromkeys(event.room_id for event in found):
+                    erased += await self._erase(
+                        room_id, [event for event in found if event.room_id == room_id]
+                    )
+                # Not the last one's: of any of these rooms something may be left.
+                from_room = found[0].room_id
+            if archive is not None:
+                # A batch that was read before its events were erased may still be on its way there.
+                if hub.handover is not None:
+                    await hub.handover.wait_in_flight()
+                await archive.erase(user_id)
+            return erased
 
     async def _erase(self, room_id: str, found: list[UserEvent]) -> int:
+        """Erase events of one room, or as many of them as can be queued now; return how many."""
         hub = self._hub
+        room = None
         # Open, so that its ring and its subscribers learn of it; kept open by what is queued for it. A room that is
         # no longer declared has neither.
         with contextlib.suppress(RoomNotFound):
-            await hub.open_rooms.open(room_id)
-        waiters = []
+            room = await hub.open_rooms.open(room_id)
+        waiters: list[Waiter] = []
         for event in found:
             target = Target(event.seq, event.event_name, is_erased=True)
             draft = Draft(
@@ -218,11 +229,19 @@ class Changes:
                 target=target,
             )
             waiter = Waiter()
-            hub.commit.submit(draft, waiter, None)
+            try:
+                if room is None:
+                    hub.commit.submit(draft, waiter, None)
+                else:
+                    hub.submit(room, draft, waiter, None)
+            except CommandError:
+                if not waiters:
+                    raise
+                break  # those on their way make room; what is left is found again
             waiters.append(waiter)
         results = await asyncio.gather(*(waiter.result for waiter in waiters), return_exceptions=True)
         for result in results:
-            # One that has meanwhile left the log by retention, or was erased by another call, is gone as it should be.
+            # One that has meanwhile left the log by retention is gone as it should be.
             if isinstance(result, BaseException) and not isinstance(result, InvalidRequest):
                 raise result
         return sum(isinstance(result, Ack) for result in results)
