@@ -27,9 +27,17 @@ _UNSAFE = re.compile("[\x00-\x1f\ud800-\udfff]")
 _publishing_in: ContextVar[str | None] = ContextVar("dialogue_publishing_in", default=None)
 
 
-def publishing_in() -> str | None:
-    """Return the room whose ``before_each`` is running here, if any."""
-    return _publishing_in.get()
+def check_not_publishing(room_id: str) -> None:
+    """Check that what is about to be published is not so inside of the room's own ``before_each``.
+
+    Raises:
+        RuntimeError: It is.
+    """
+    if _publishing_in.get() == room_id:
+        raise RuntimeError(
+            f"before_each of room {room_id!r} may not trigger into the same room, or edit in it: it would wait for "
+            "itself. Return a changed event, or trigger from after_each"
+        )
 
 
 class Admission:

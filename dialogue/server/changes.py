@@ -37,7 +37,7 @@ from ..events import (
 )
 from ..storage.archive import Archive
 from ..storage.base import Appended, UserEvent
-from .admit import SERVER_SENDER
+from .admit import SERVER_SENDER, check_not_publishing
 from .group_commit import Waiter
 from .handles import Client
 
@@ -163,6 +163,8 @@ class Changes:
     ) -> Ack:
         """Change an event for the application; see `Dialogue.edit` and `Dialogue.delete`."""
         hub = self._hub
+        if encode is not None:
+            check_not_publishing(room_id)
         room = await hub.open_rooms.open(room_id)
         admitted = await self.admit(
             room,

@@ -35,7 +35,7 @@ from ..storage.archive import Archive
 from ..storage.base import Appended, FeedItem, Store
 from ..storage.cleanup import HandOver
 from ..storage.retention import RetentionSweep
-from .admit import Admission, publishing_in
+from .admit import Admission, check_not_publishing
 from .changes import Changes
 from .feed import Feeds
 from .group_commit import GroupCommit, Outcome, Waiter
@@ -260,11 +260,7 @@ class Hub:
         key: str | None,
     ) -> Ack:
         """Publish for the application; see `Dialogue.trigger`."""
-        if publishing_in() == room_id:
-            raise RuntimeError(
-                f"before_each of room {room_id!r} may not trigger into the same room: it would wait for itself. "
-                "Return a changed event, or trigger from after_each"
-            )
+        check_not_publishing(room_id)
         room = await self.open_rooms.open(room_id)
         name = event.name if isinstance(event, EventType) else event
         event_type = room.room_type.event_type(name)

@@ -313,6 +313,24 @@ async def test_changes_come_with_every_subscription_but_an_empty_one(dialogue: D
         assert not empty.events()
 
 
+async def test_an_edit_from_inside_of_before_each_is_refused(dialogue: Dialogue) -> None:
+    """It would ask the hook again, which would edit again; the error says what to do instead."""
+    errors: list[str] = []
+
+    @dialogue.before_each
+    async def censor(event: Event[Any]) -> None:
+        if event.data["text"] == "two":
+            with pytest.raises(RuntimeError) as info:
+                await dialogue.edit("general", 1, {"text": "censored"})
+            errors.append(str(info.value))
+
+    async with dialogue.lifespan():
+        await dialogue.trigger("general", post, {"text": "one"})
+        await dialogue.trigger("general", post, {"text": "two"})
+        assert "trigger from after_each" in errors[0]
+        assert [event.data["text"] for event in await dialogue.room("general").page(post)] == ["one", "two"]
+
+
 async def test_can_edit_may_say_why_not(dialogue: Dialogue) -> None:
     """A refusal that the hook raises is the answer; INTERNAL would ask the client to try again."""
 
