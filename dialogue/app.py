@@ -12,8 +12,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .config import EventType, Hooks, Limits, RoomConfig, RoomTypes
+from .core.cursor import MAX_SEQ
 from .errors import ConfigError, LifespanNotRunning, StartError
-from .events import Ack, Event
+from .events import Ack, Event, as_mapping
 from .server.handles import Client, RoomHandle
 from .server.health import report
 from .server.hooks import HookRegistry, event_filter, room_filter
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+_COUNTED_ROWS = 500
+"""Rows that ``on_load_before`` is asked for at a time where an offset has to be counted out."""
 
 
 class _HookArchive(Archive):
@@ -44,11 +49,22 @@ class _HookArchive(Archive):
         )
 
     async def load(self, room_id: str, event_name: str, start: int, end: int) -> Any:
-        if not self._hooks.has("on_load"):
-            return []
-        return await self._hooks.call(
-            "on_load", seconds=None, room_id=room_id, event_name=event_name, start=start, end=end
-        )
+        if self._hooks.has("on_load"):
+            return await self._hooks.call(
+                "on_load", seconds=None, room_id=room_id, event_name=event_name, start=start, end=end
+            )
+        # By seq alone an offset has to be counted out from the newest row.
+        rows: list[Any] = []
+        before, count = MAX_SEQ, 0
+        while count < end:
+            limit = min(end - count, _COUNTED_ROWS)
+            page = list(await self.load_before(room_id, event_name, before, limit))[:limit]
+            rows += page[max(0, start - count) :]
+            count += len(page)
+            if len(page) < limit:
+                break
+            before = as_mapping(page[-1])["seq"]
+        return rows
 
     async def load_before(self, room_id: str, event_name: str, before: int, limit: int) -> Any:
         return await self._hooks.call(
@@ -485,6 +501,7 @@ class Dialogue:
 
         Raises:
             ConfigError: There is an ``on_cleanup`` hook but no ``on_erase``; nothing was erased.
+            ValidationFailed: It is no user's id, or the server's own (``system``, ``$erased``).
             CommandError: The store did not take it all; call again.
             LifespanNotRunning: The server side is not running.
         """

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from dialogue.events import Event
+from dialogue.events import ERASED_USER, Event
 
 from .handlers import Handler, Handlers, Unsubscribe
 from .pages import Gap, Page
@@ -233,8 +233,10 @@ def _is_change(event: Event[Any]) -> bool:
 
 def _applied(event: Event[Any], change: Event[Any]) -> Event[Any]:
     if change.event == "$delete":
-        changed = event.replace(data=None)
+        changed = event.replace(data=None, meta=None)
         changed.is_deleted = True
+        if change.data.get("erased"):
+            changed.sender, changed.key = ERASED_USER, None
     else:
         changed = event.replace(data=change.data.get("data"))
         changed.is_edited = True

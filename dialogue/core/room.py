@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ class Subscription(NamedTuple):
 
         Changes come with whatever else is wanted: who gets an event is told what became of it.
         """
-        if event in CHANGES and event not in self.names:
+        if event in CHANGES:
             return self.is_all or bool(self.names)
         return (event in self.names) is not self.is_all
 
@@ -66,6 +66,11 @@ class Subscriber:
         self.subscription = subscription
         self.held: list[Any] | None = None
         self.held_bytes = 0
+
+
+def as_replaced(events: Iterable[EncodedEvent], replaced: Mapping[int, EncodedEvent]) -> list[EncodedEvent]:
+    """Return *events* in the forms that they have now; *replaced* is what a `Room.watch` over their read gathered."""
+    return [event if event.seq is None else replaced.get(event.seq, event) for event in events]
 
 
 class Group(NamedTuple):

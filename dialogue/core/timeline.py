@@ -221,7 +221,9 @@ def older_stream(
             # asked. Positions of an archive's rows would not do: copies of an interrupted batch are counted there.
             return Slice(found[::-1], None)
         else:
-            reply = yield ReadArchive(name, position, before_seq, want)
+            # Below the log an offset's seq is not known until a row has been seen: an archive is asked by position.
+            is_offset = before_seq == MAX_SEQ and bound.position is not None
+            reply = yield ReadArchive(name, position, None if is_offset else before_seq, want)
             if isinstance(reply, Unavailable):
                 return _unavailable(name, Bound(before_seq, position), found)
             is_hot = False

@@ -13,8 +13,8 @@ from typing import Any
 from ..config import EventType, Limits
 from ..core import admission
 from ..core.room import Room
-from ..errors import Blocked, CommandError, EventNotAllowed, Internal, InvalidRequest, ValidationFailed
-from ..events import CHANGES, SERVER_KEY_PREFIX, Draft, Event
+from ..errors import CommandError, EventNotAllowed, Internal, InvalidRequest, ValidationFailed
+from ..events import CHANGES, ERASED_USER, SERVER_KEY_PREFIX, Draft, Event
 from ..storage.base import Appended
 from .handles import Context, RoomHandle
 from .hooks import HookRegistry
@@ -27,9 +27,17 @@ _UNSAFE = re.compile("[\x00-\x1f\ud800-\udfff]")
 _publishing_in: ContextVar[str | None] = ContextVar("dialogue_publishing_in", default=None)
 
 
-def publishing_in() -> str | None:
-    """Return the room whose ``before_each`` is running here, if any."""
-    return _publishing_in.get()
+def check_not_publishing(room_id: str) -> None:
+    """Check that what is about to be published is not so inside of the room's own ``before_each``.
+
+    Raises:
+        RuntimeError: It is.
+    """
+    if _publishing_in.get() == room_id:
+        raise RuntimeError(
+            f"before_each of room {room_id!r} may not trigger into the same room, or edit in it: it would wait for "
+            "itself. Return a changed event, or trigger from after_each"
+        )
 
 
 class Admission:
@@ -95,15 +103,15 @@ class Admission:
         """Run ``before_each`` over *draft*, which it may change.
 
         Returns:
-            The draft to submit; or, when a hook blocks a retry whose first try was recorded, what was recorded.
+            The draft to submit; or, when a hook refuses a retry whose first try was recorded, what was recorded.
 
         Raises:
             CommandError: It is not admitted.
         """
         try:
             await self._before_each(room, event_type, draft)
-        except Blocked:
-            if draft.public_key is None or not draft.is_recorded:
+        except CommandError as error:
+            if draft.public_key is None or not draft.is_recorded or error.is_outcome_unknown:
                 raise
             found = await self._look_up(draft)
             if found is None:
@@ -222,10 +230,10 @@ class Admission:
         """Return *user_id* if a connection's user can be called so.
 
         Raises:
-            ValidationFailed: It cannot be one, or is the server's own name: keys are scoped to it.
+            ValidationFailed: It cannot be one, or is a name of the server's own: keys are scoped to it.
         """
-        if user_id == SERVER_SENDER:
-            raise ValidationFailed(f"the user id {SERVER_SENDER!r} is the server's own")
+        if user_id in (SERVER_SENDER, ERASED_USER):
+            raise ValidationFailed(f"the user id {user_id!r} is the server's own")
         return self.check_user_id(user_id)
 
     def check_key(self, key: str | None) -> str | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import EventType
 from ..core.room import Room
 from ..errors import (
+    CommandError,
     ConfigError,
     EventNotAllowed,
     Internal,
@@ -36,7 +37,7 @@ from ..events import (
 )
 from ..storage.archive import Archive
 from ..storage.base import Appended, UserEvent
-from .admit import SERVER_SENDER
+from .admit import SERVER_SENDER, check_not_publishing
 from .group_commit import Waiter
 from .handles import Client
 
@@ -63,6 +64,7 @@ class Changes:
     def __init__(self, hub: Hub, *, archive: Archive | None) -> None:
         self._hub = hub
         self._archive = archive
+        self._erasing = asyncio.Lock()
 
     async def admit(
         self,
@@ -86,14 +88,6 @@ class Changes:
             PermissionDenied: It is someone else's, and no ``can_edit`` hook allows it.
             CommandError: The new data does not fit, or is blocked.
         """
-        hub = self._hub
-        event = await hub.reader.one(room, seq)
-        if event is None:
-            raise InvalidRequest("there is no such event in the log")
-        if event.event in CHANGES:
-            raise InvalidRequest("what tells of a change cannot be changed")
-        if client is not None and event.sender != client.user_id:
-            await self._check_allowed(room, event, client)
         draft = Draft(
             room_id=room.room_id,
             event=DELETE if encode is None else EDIT,
@@ -102,22 +96,45 @@ class Changes:
             data_json=b"",
             counts_unread=False,
         )
-        if is_deleted(event):
-            found = await hub.commit.look_up(draft) if key is not None else None
+        try:
+            await self._aim(draft, room, seq, encode=encode, client=client)
+        except CommandError as error:
+            # What has happened since the first try (the deletion itself, too) must not hide what it has recorded.
+            if key is None or error.is_outcome_unknown:
+                raise
+            found = await self._hub.commit.look_up(draft)
             if found is None:
-                raise InvalidRequest("the event is deleted")
+                raise
             return found._replace(event=None, replaced=())
+        return draft
+
+    async def _aim(
+        self, draft: Draft, room: Room, seq: int, *, encode: Encode | None, client: Client | None
+    ) -> None:
+        """Give *draft* its target, if the change is admitted; see `admit`."""
+        hub = self._hub
+        event = await hub.reader.one(room, seq)
+        if event is None:
+            raise InvalidRequest("there is no such event in the log")
+        if event.event in CHANGES:
+            raise InvalidRequest("what tells of a change cannot be changed")
+        event_type = room.room_type.event_type(event.event)
+        if client is not None:
+            is_own = event.sender == client.user_id
+            if not is_own or (event_type is not None and event_type.publish == "server"):
+                # Also what the application has published in the client's name, of a type that is not for clients.
+                await self._check_allowed(room, event, client)
+        if is_deleted(event):
+            raise InvalidRequest("the event is deleted")
         data_json = None
         if encode is not None:
-            event_type = room.room_type.event_type(event.event)
             if event_type is None or event_type.history is None:
                 raise EventNotAllowed("the room records no such event any more")
             data_json = await hub.admission.admit_edit(
-                room, event_type, encode(event_type), sender=sender, seq=seq
+                room, event_type, encode(event_type), sender=draft.sender, seq=seq
             )
         draft.target = Target(seq, event.event, data_json)
         draft.data_json = draft.target.change_json()
-        return draft
 
     async def _check_allowed(self, room: Room, encoded: EncodedEvent, client: Client) -> None:
         hub = self._hub
@@ -134,19 +151,23 @@ class Changes:
                     client=client,
                     event=event,
                 )
+            except CommandError:
+                raise
             except Exception:
                 # Fail closed: a hook that cannot decide allows nothing.
                 hub.log.exception("can_edit failed (room %r, event %r)", room.room_id, encoded.event)
                 raise Internal from None
             if allowed is True:
                 return
-        raise PermissionDenied("the event is someone else's")
+        raise PermissionDenied("the event is not yours to change")
 
     async def change(
         self, room_id: str, seq: int, *, encode: Encode | None, sender: str, key: str | None
     ) -> Ack:
         """Change an event for the application; see `Dialogue.edit` and `Dialogue.delete`."""
         hub = self._hub
+        if encode is not None:
+            check_not_publishing(room_id)
         room = await hub.open_rooms.open(room_id)
         admitted = await self.admit(
             room,
@@ -172,31 +193,42 @@ class Changes:
                 "on_cleanup keeps copies of events, and there is no on_erase hook that removes this user's",
                 "Register on_erase",
             )
-        hub.admission.check_user_id(user_id)
+        # Neither of the server's own: what an erasure records is from the one, and what it leaves from the other.
+        hub.admission.check_connection_user(user_id)
+        # One after the other: two that find the same event would both tell its room.
+        async with self._erasing:
+            erased = 0
+            after: int | None = 0
+            while after is not None:
+                found, after = await hub.store.user_events(user_id, after=after, limit=SCANNED_AT_ONCE)
+                for start in range(0, len(found), ERASED_AT_ONCE):
+                    erased += await self._erase_part(found[start : start + ERASED_AT_ONCE])
+            if archive is not None:
+                # A batch that was read before its events were erased may still be on its way there.
+                if hub.handover is not None:
+                    await hub.handover.wait_in_flight()
+                await archive.erase(user_id)
+            return erased
+
+    async def _erase_part(self, found: list[UserEvent]) -> int:
         erased = 0
-        after: int | None = 0
-        while after is not None:
-            found, after = await hub.store.user_events(user_id, after=after, limit=SCANNED_AT_ONCE)
-            for start in range(0, len(found), ERASED_AT_ONCE):
-                part = found[start : start + ERASED_AT_ONCE]
-                for room_id in dict.fromkeys(event.room_id for event in part):
-                    erased += await self._erase(
-                        room_id, [event for event in part if event.room_id == room_id]
-                    )
-        if archive is not None:
-            # A batch that was read before its events were erased may still be on its way there.
-            if hub.handover is not None:
-                await hub.handover.wait_in_flight()
-            await archive.erase(user_id)
+        for room_id in dict.fromkeys(event.room_id for event in found):
+            left = [event for event in found if event.room_id == room_id]
+            while left:
+                count, taken = await self._erase(room_id, left)
+                erased += count
+                left = left[taken:]
         return erased
 
-    async def _erase(self, room_id: str, found: list[UserEvent]) -> int:
+    async def _erase(self, room_id: str, found: list[UserEvent]) -> tuple[int, int]:
+        """Erase events of one room, from the first, as many as can be queued now; return how many, and how far."""
         hub = self._hub
+        room = None
         # Open, so that its ring and its subscribers learn of it; kept open by what is queued for it. A room that is
         # no longer declared has neither.
         with contextlib.suppress(RoomNotFound):
-            await hub.open_rooms.open(room_id)
-        waiters = []
+            room = await hub.open_rooms.open(room_id)
+        waiters: list[Waiter] = []
         for event in found:
             target = Target(event.seq, event.event_name, is_erased=True)
             draft = Draft(
@@ -209,11 +241,19 @@ class Changes:
                 target=target,
             )
             waiter = Waiter()
-            hub.commit.submit(draft, waiter, None)
+            try:
+                if room is None:
+                    hub.commit.submit(draft, waiter, None)
+                else:
+                    hub.submit(room, draft, waiter, None)
+            except CommandError:
+                if not waiters:
+                    raise
+                break  # those on their way make room for what is left
             waiters.append(waiter)
         results = await asyncio.gather(*(waiter.result for waiter in waiters), return_exceptions=True)
         for result in results:
-            # One that has meanwhile left the log by retention, or was erased by another call, is gone as it should be.
+            # One that has meanwhile left the log by retention is gone as it should be.
             if isinstance(result, BaseException) and not isinstance(result, InvalidRequest):
                 raise result
-        return sum(isinstance(result, Ack) for result in results)
+        return sum(isinstance(result, Ack) for result in results), len(waiters)

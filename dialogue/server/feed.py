@@ -82,7 +82,10 @@ class Feeds:
 
     async def read(self, after: int | None, epoch: str | None) -> AsyncGenerator[Event[Any], None]:
         """Iterate over the feed; see `Dialogue.feed`."""
-        if epoch is not None and epoch != self._store.epoch:
+        current_epoch = (
+            self._store.epoch
+        )  # kept: a closed store has none, and what is here is given out after that
+        if epoch is not None and epoch != current_epoch:
             raise CursorExpired(None)
         reader = _Reader(self._limits.feed_queue_events)
         self._readers.add(reader)
@@ -98,7 +101,7 @@ class Feeds:
                     reader.is_behind = reader.is_behind or len(items) == PAGE_EVENTS
                     for item in items:
                         last = item.id
-                        yield self._event(item)
+                        yield self._event(item, current_epoch)
                     continue
                 while reader.items and not reader.is_behind:
                     item = reader.items.popleft()
@@ -109,7 +112,7 @@ class Feeds:
                         reader.is_behind = True
                         break
                     last = item.id
-                    yield self._event(item)
+                    yield self._event(item, current_epoch)
                 if reader.is_behind:
                     continue
                 if self._is_closed:
@@ -131,7 +134,7 @@ class Feeds:
             await asyncio.sleep(self._random.uniform(0, bound))
             bound = min(2 * bound, _LONGEST_RETRY_SECONDS)
 
-    def _event(self, item: FeedItem) -> Event[Any]:
+    def _event(self, item: FeedItem, epoch: str) -> Event[Any]:
         found = self._room_types.find(item.room_id)
         event_type = found[0].event_type(item.event.event) if found is not None else None
-        return Event.decode(item.event, epoch=self._store.epoch, event_type=event_type)
+        return Event.decode(item.event, epoch=epoch, event_type=event_type)

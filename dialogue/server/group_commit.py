@@ -326,7 +326,9 @@ class GroupCommit:
                         await asyncio.sleep(0)
                 await self._tell(outcomes)
                 self._groups.popleft()
-            self._idle.set()
+            if not self._queue:
+                # Else something came while the last group was told, and is still to be appended.
+                self._idle.set()
 
     def _begin(self) -> asyncio.Task[Done] | None:
         """Start the work on the next group; None when nothing is queued."""
@@ -501,7 +503,10 @@ class GroupCommit:
                 return [], submissions[0]
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
             return [None] * len(submissions), None
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # the stop's, not the store's own
             # Whatever a store raises against its contract, the next append must not leave a hole behind this one.
             self._log.exception("an append of %d events failed in a way that no store should", len(drafts))
             self._metrics.append_failures.labels("internal").inc()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import protocol
 from ..core import cursor
 from ..core.cursor import MAX_SEQ, Bound
-from ..core.room import Room, Subscriber
+from ..core.room import Room, Subscriber, as_replaced
 from ..core.timeline import Gap
 from ..errors import InvalidRequest
 from ..events import CHANGES, KINDS, EncodedEvent
@@ -183,9 +183,7 @@ async def _answer(
 
 def _encoded(events: list[EncodedEvent], replaced: dict[int, EncodedEvent], user_id: str) -> list[bytes]:
     """Return the messages of *events* as *user_id* gets them, in the form that they have now."""
-    if replaced:
-        events = [event if event.seq is None else replaced.get(event.seq, event) for event in events]
-    return [event.json_for(user_id) for event in events]
+    return [event.json_for(user_id) for event in as_replaced(events, replaced)]
 
 
 def _join(gap: Gap | None, other: Gap | None) -> Gap | None:

@@ -23,7 +23,7 @@ from .. import protocol
 from ..config import EventType, Limits, RoomTypes
 from ..core import admission
 from ..core.cursor import MAX_SEQ, Bound
-from ..core.room import Room, Subscriber
+from ..core.room import Room, Subscriber, as_replaced
 from ..core.timeline import Gap
 from ..errors import (
     Backpressure,
@@ -35,7 +35,7 @@ from ..storage.archive import Archive
 from ..storage.base import Appended, FeedItem, Store
 from ..storage.cleanup import HandOver
 from ..storage.retention import RetentionSweep
-from .admit import Admission, publishing_in
+from .admit import Admission, check_not_publishing
 from .changes import Changes
 from .feed import Feeds
 from .group_commit import GroupCommit, Outcome, Waiter
@@ -263,11 +263,7 @@ class Hub:
         key: str | None,
     ) -> Ack:
         """Publish for the application; see `Dialogue.trigger`."""
-        if publishing_in() == room_id:
-            raise RuntimeError(
-                f"before_each of room {room_id!r} may not trigger into the same room: it would wait for itself. "
-                "Return a changed event, or trigger from after_each"
-            )
+        check_not_publishing(room_id)
         room = await self.open_rooms.open(room_id)
         name = event.name if isinstance(event, EventType) else event
         event_type = room.room_type.event_type(name)
@@ -309,8 +305,6 @@ class Hub:
             room_id = submission.draft.room_id
             if outcome.event is not None:
                 by_room[room_id].append(outcome)
-                if outcome.appended is not None and outcome.appended.replaced:
-                    self._replace(room_id, outcome.appended.replaced)
             else:
                 duplicates += 1
             publisher = submission.publisher
@@ -354,6 +348,10 @@ class Hub:
                     return
                 if evicted is not None:
                     self._evicted(room, evicted)
+                assert outcome.appended is not None
+                # After what came before it in the group is in the rings: an edit of the same group may be void now.
+                for replaced in outcome.appended.replaced:
+                    room.replace(replaced)
                 if event.event in CHANGES and self.handover is not None:
                     # At once: until then the archive's copy of what was changed is out of date.
                     self.handover.evicted(room.room_id, event.event, event.position)
@@ -401,12 +399,6 @@ class Hub:
         if recipients:
             counted = [(event, recipients[id(event)]) for event in events]
             self.notifier.put(room.room_id, room.room_type, counted)
-
-    def _replace(self, room_id: str, events: Sequence[EncodedEvent]) -> None:
-        room = self.rooms.get(room_id)
-        for event in events if room is not None else ():
-            assert room is not None
-            room.replace(event)
 
     def _evicted(self, room: Room, evicted: EncodedEvent) -> None:
         if self.handover is not None:
@@ -456,7 +448,7 @@ class Hub:
         self.recorded_type(room, name)
         ring = room.rings.get(name)
         position = (ring.last_position if ring is not None else 0) - start + 1
-        return await self._events(room, {name: Bound(MAX_SEQ, position)}, end - start)
+        return await self._decoded(room, self._older(room, {name: Bound(MAX_SEQ, position)}, end - start))
 
     async def history_page(
         self,
@@ -474,14 +466,17 @@ class Hub:
         room = await self.open_rooms.open(room_id)
         names = room.recorded_names() if name is None else [self.recorded_type(room, name).name]
         if after is not None:
-            return await self._newer(room, names, after, limit)
+            return await self._decoded(room, self._newer(room, names, after, limit))
         if around is not None:
-            older = await self._events(room, bounds_below(names, around + 1), (limit + 1) // 2)
-            return older[::-1] + await self._newer(room, names, around, limit - len(older))
+            return await self._decoded(room, self._around(room, names, around, limit))
         bounds = bounds_below(names, room.last_seq + 1 if before is None else before)
-        return (await self._events(room, bounds, limit))[::-1]
+        return (await self._decoded(room, self._older(room, bounds, limit)))[::-1]
 
-    async def _newer(self, room: Room, names: list[str], after: int, limit: int) -> list[Event[Any]]:
+    async def _around(self, room: Room, names: list[str], seq: int, limit: int) -> list[EncodedEvent]:
+        older = await self._older(room, bounds_below(names, seq + 1), (limit + 1) // 2)
+        return older[::-1] + await self._newer(room, names, seq, limit - len(older))
+
+    async def _newer(self, room: Room, names: list[str], after: int, limit: int) -> list[EncodedEvent]:
         events: list[EncodedEvent] = []
         goes_on: int | None = after
         while goes_on is not None and len(events) < limit:
@@ -489,20 +484,24 @@ class Hub:
             self._check_readable(part.gap)
             events += part.events
             goes_on = part.next_after
-        return self._decoded(room, events)
+        return events
 
     @staticmethod
     def _check_readable(gap: Gap | None) -> None:
         if gap is not None and gap.reason == "tier_unavailable":
             raise StoreUnavailable("part of the history cannot be read now", retry_after_seconds=1)
 
-    def _decoded(self, room: Room, events: Sequence[EncodedEvent]) -> list[Event[Any]]:
+    async def _decoded(
+        self, room: Room, reading: Coroutine[Any, Any, list[EncodedEvent]]
+    ) -> list[Event[Any]]:
+        with room.watch() as replaced:
+            events = as_replaced(await reading, replaced)
         return [
             Event.decode(event, epoch=self.store.epoch, event_type=room.room_type.event_type(event.event))
             for event in events
         ]
 
-    async def _events(self, room: Room, bounds: dict[str, Bound], limit: int) -> list[Event[Any]]:
+    async def _older(self, room: Room, bounds: dict[str, Bound], limit: int) -> list[EncodedEvent]:
         """Read *limit* events below *bounds*, newest first, over as many pages as it takes."""
         newest_first: list[EncodedEvent] = []
         goes_on: dict[str, Bound] | None = bounds
@@ -511,4 +510,4 @@ class Hub:
             self._check_readable(part.gap)
             newest_first += part.events[::-1]
             goes_on = part.bounds
-        return self._decoded(room, newest_first)
+        return newest_first

@@ -272,7 +272,10 @@ class Session:
     def _refuse(self, ref: Ref, error: CommandError) -> None:
         self.hub.metrics.errors.labels(error.code).inc()
         self.send([protocol.encode_error(error, ref)])
-        if not self._error_bucket.take(now=asyncio.get_running_loop().time()):
+        # What is the server's own failure is not held against the client: an outage must not close its connections.
+        if not error.is_outcome_unknown and not self._error_bucket.take(
+            now=asyncio.get_running_loop().time()
+        ):
             self.close(protocol.CLOSE_TOO_MANY_ERRORS, "too many errors")
 
     # -- writing -------------------------------------------------------------------------------------------------

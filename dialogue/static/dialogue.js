@@ -1630,6 +1630,13 @@ function isChange(event) {
 
 function applied(entry, change) {
   if (!change || isVoid(change)) return entry;
-  if (change.event === "$delete") return Object.freeze({ ...entry, data: null, deleted: true });
+  if (change.event === "$delete") {
+    const tombstone = { ...entry, data: null, meta: NO_META, deleted: true };
+    if (change.data.erased) {
+      tombstone.from = "$erased";
+      delete tombstone.key;
+    }
+    return Object.freeze(tombstone);
+  }
   return Object.freeze({ ...entry, data: change.data.data, edited: true });
 }

@@ -365,6 +365,26 @@ async def test_timeline_merges_pages_and_live_events(
     timeline.close()
 
 
+async def test_a_timeline_shows_a_deletion_as_a_page_would(
+    server: FakeSocketServer, client: DialogueClient
+) -> None:
+    """A tombstone has neither data nor meta, and that of an erased user neither name nor key."""
+    for number in range(2):
+        server.publish(ROOM, "message", number).update(meta={"ip": "a"}, key=f"k{number}")
+    timeline = (await client.join(ROOM)).timeline(message)
+    await timeline.load_older()
+    assert [event.meta for event in timeline.entries] == [{"ip": "a"}] * 2
+    sender = timeline.entries[0].sender
+    server.publish(ROOM, "$delete", {"target_seq": 1, "event": "message"})
+    server.publish(ROOM, "$delete", {"target_seq": 2, "event": "message", "erased": True})
+    await until(lambda: timeline.entries[1].is_deleted)
+    assert [(e.data, e.meta, e.sender, e.key) for e in timeline.entries] == [
+        (None, None, sender, "k0"),
+        (None, None, "$erased", None),
+    ]
+    timeline.close()
+
+
 async def test_a_timeline_begins_again_after_a_reset(
     server: FakeSocketServer, client: DialogueClient
 ) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from dialogue import (
+    Backpressure,
     Blocked,
     ConfigError,
     Dialogue,
@@ -21,9 +24,11 @@ from dialogue import (
     Limits,
     PermissionDenied,
     RoomConfig,
+    ValidationFailed,
     define_event,
 )
-from dialogue.errors import OutcomeUnknown
+from dialogue.errors import OutcomeUnknown, RateLimited
+from dialogue.storage.base import Store
 from dialogue.storage.sql import SQLStore
 from dialogue.testing import FaultyStore
 
@@ -36,6 +41,7 @@ class Text(BaseModel):
 
 post = define_event("post", schema=Text, history=History(limit=3))
 note = define_event("note", history=History(limit=3))
+score = define_event("score", history=History(limit=3), publish="server")
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -43,7 +49,8 @@ def dialogue(request: pytest.FixtureRequest, tmp_path: Path) -> Dialogue:
     """Rings of three events, so that a change of the fourth last one is one of the log."""
     store = None if request.param == "memory" else f"sqlite:///{tmp_path / 'chat.db'}"
     return Dialogue(
-        rooms={"general": RoomConfig(events=[post, note]), "other": RoomConfig(events=[post])}, store=store
+        rooms={"general": RoomConfig(events=[post, note, score]), "other": RoomConfig(events=[post])},
+        store=store,
     )
 
 
@@ -209,6 +216,148 @@ async def test_c12_changes_survive_a_restart_and_say_nothing_of_what_was(tmp_pat
     assert "secret" not in str(rows)
 
 
+async def test_c12_edits_of_one_group_leave_nothing_of_what_was_in_memory(dialogue: Dialogue) -> None:
+    """Changes of one event that are recorded together: the ring holds what the log holds."""
+    async with serve(dialogue) as address, wire(address, "ann") as ann:
+        await ann.ask("join", room="general")
+        await posts(ann, "secret1")
+        texts = ["secret2", "secret3", "fine"]
+        commands: list[dict[str, Any]] = [
+            {"type": "edit", "ref": f"e{n}", "room": "general", "seq": 1, "data": {"text": text}}
+            for n, text in enumerate(texts)
+        ]
+        await ann.send_raw(json.dumps(commands))
+        for command in commands:
+            await ann.answer(command["ref"])
+        page = (await ann.ask("history", room="general"))["events"]
+        assert [m["seq"] for m in page] == [1, 2, 3, 4]
+        assert page[0]["data"] == page[3]["data"]["data"] == {"text": "fine"}
+        assert "secret" not in str(page)
+
+
+async def test_c12_a_retry_gets_the_first_ack_whatever_has_happened_since(dialogue: Dialogue) -> None:
+    """Promise 3: a known key is looked up before a hook's refusal, or that of a deleted event, is sent."""
+    is_closed = False
+
+    @dialogue.before_each
+    def check(event: Event[Any]) -> None:
+        if is_closed:
+            raise RateLimited("no more today")
+
+    @dialogue.can_edit
+    def moderators() -> bool:
+        return not is_closed
+
+    async with serve(dialogue) as address, wire(address, "ann") as ann, wire(address, "mod") as mod:
+        for client in (ann, mod):
+            await client.ask("join", room="general")
+        post_fields = {"room": "general", "event": "post", "data": {"text": "a"}, "key": "k0"}
+        edit = {"room": "general", "seq": 1, "data": {"text": "b"}}
+        asked: list[tuple[Wire, str, dict[str, Any]]] = [
+            (ann, "trigger", post_fields),
+            (ann, "edit", edit | {"key": "k1"}),
+            (mod, "edit", edit | {"key": "k2"}),
+        ]
+        first = [await client.ask(type, **fields) for client, type, fields in asked]
+        is_closed = True
+        again = [await client.ask(type, **fields) for client, type, fields in asked]
+        assert [m["seq"] for m in again] == [m["seq"] for m in first] == [1, 2, 3]
+        assert all(m["duplicate"] for m in again)
+        assert await refused(ann.ask("edit", **edit, key="new")) == "RATE_LIMITED"
+        assert await refused(mod.ask("edit", **edit, key="new")) == "PERMISSION_DENIED"
+        assert await refused(mod.ask("edit", **edit)) == "PERMISSION_DENIED"
+        await ann.ask("delete", room="general", seq=1)
+        again = [await client.ask(type, **fields) for client, type, fields in asked[1:]]
+        assert [m["seq"] for m in again] == [2, 3]
+
+
+async def test_what_only_the_server_publishes_is_not_for_its_sender_to_edit(dialogue: Dialogue) -> None:
+    """An event of a `publish="server"` type that is in a client's name is changed by whom `can_edit` allows."""
+
+    @dialogue.can_edit(score)
+    def referees(client: Any) -> bool:
+        return bool(client.user_id == "referee")
+
+    async with serve(dialogue) as address, wire(address, "ann") as ann, wire(address, "referee") as referee:
+        for client in (ann, referee):
+            await client.ask("join", room="general")
+        await dialogue.trigger("general", score, 1, sender="ann")
+        assert await refused(ann.ask("edit", room="general", seq=1, data=1000)) == "PERMISSION_DENIED"
+        assert await refused(ann.ask("delete", room="general", seq=1)) == "PERMISSION_DENIED"
+        await referee.ask("edit", room="general", seq=1, data=2)
+        assert (await ann.ask("history", room="general", event="score"))["events"][0]["data"] == 2
+
+
+async def test_changes_come_with_every_subscription_but_an_empty_one(dialogue: Dialogue) -> None:
+    """Who gets an event is told what became of it, whichever way the subscription was made."""
+    subscriptions: list[list[tuple[str, Any]]] = [
+        [("join", "*"), ("unsubscribe", ["$edit"])],
+        [("join", ["post"]), ("unsubscribe", ["$edit"])],
+        [("join", ["note"])],
+        [("join", ["$delete"])],
+    ]
+    async with serve(dialogue) as address, wire(address, "ann") as ann, AsyncExitStack() as stack:
+        await ann.ask("join", room="general")
+        clients = []
+        for steps in subscriptions:
+            clients.append(await stack.enter_async_context(wire(address, "bob")))
+            for command, events in steps:
+                await clients[-1].ask(command, room="general", events=events)
+        empty = await stack.enter_async_context(wire(address, "eve"))
+        await empty.ask("join", room="general", events=[])
+        await posts(ann, "one")
+        await ann.ask("edit", room="general", seq=1, data={"text": "ONE"})
+        for client in clients:
+            await client.until_events(1, event="$edit")
+        await empty.ask("rooms")
+        assert not empty.events()
+
+
+async def test_an_edit_from_inside_of_before_each_is_refused(dialogue: Dialogue) -> None:
+    """It would ask the hook again, which would edit again; the error says what to do instead."""
+    errors: list[str] = []
+
+    @dialogue.before_each
+    async def censor(event: Event[Any]) -> None:
+        if event.data["text"] == "two":
+            with pytest.raises(RuntimeError) as info:
+                await dialogue.edit("general", 1, {"text": "censored"})
+            errors.append(str(info.value))
+
+    async with dialogue.lifespan():
+        await dialogue.trigger("general", post, {"text": "one"})
+        await dialogue.trigger("general", post, {"text": "two"})
+        assert "trigger from after_each" in errors[0]
+        assert [event.data["text"] for event in await dialogue.room("general").page(post)] == ["one", "two"]
+
+
+async def test_can_edit_may_say_why_not(dialogue: Dialogue) -> None:
+    """A refusal that the hook raises is the answer; INTERNAL would ask the client to try again."""
+
+    @dialogue.can_edit
+    def nobody() -> None:
+        raise PermissionDenied("not after an hour")
+
+    async with serve(dialogue) as address, wire(address, "ann") as ann, wire(address, "bob") as bob:
+        for client in (ann, bob):
+            await client.ask("join", room="general")
+        await posts(ann, "a")
+        with pytest.raises(Refused, match="PERMISSION_DENIED: not after an hour"):
+            await bob.ask("delete", room="general", seq=1)
+
+
+@pytest.mark.parametrize("user_id", ["system", "$erased"])
+async def test_c12_the_servers_own_names_are_not_erased(dialogue: Dialogue, user_id: str) -> None:
+    """An erasure is itself from the one and leaves events of the other: it would never end. No client has them."""
+    async with serve(dialogue) as address:
+        await dialogue.trigger("general", post, {"text": "a"}, sender="ann")
+        assert await dialogue.erase_user("ann") == 1
+        with pytest.raises(ValidationFailed):
+            await dialogue.erase_user(user_id)
+        async with wire(address, None) as client:
+            assert await refused(client.ask("connect", auth={"user_id": user_id})) == "VALIDATION_FAILED"
+
+
 async def test_c12_a_change_whose_outcome_is_unknown_is_settled(tmp_path: Path) -> None:
     """The ring shows the new form also when the append's answer never came."""
     store = FaultyStore(SQLStore(f"sqlite:///{tmp_path / 'chat.db'}"))
@@ -223,20 +372,24 @@ async def test_c12_a_change_whose_outcome_is_unknown_is_settled(tmp_path: Path) 
         assert page[0]["data"] == {"text": "ONE"}
 
 
+class SlowStore(FaultyStore):
+    """Answers reads of a stream with what it has found before `gate` was opened."""
+
+    def __init__(self, inner: Store) -> None:
+        super().__init__(inner)
+        self.gate = asyncio.Event()
+        self.reading = asyncio.Event()
+
+    async def stream_page(self, room_id: str, event_name: str, **bounds: Any) -> Any:
+        found = await super().stream_page(room_id, event_name, **bounds)
+        if bounds["before_position"] > 1:
+            self.reading.set()
+            await self.gate.wait()
+        return found
+
+
 async def test_c12_a_page_read_before_a_change_does_not_bring_the_old_form_back(tmp_path: Path) -> None:
     """A read that waits for the log while the change is told is answered with the new form."""
-
-    class SlowStore(FaultyStore):
-        gate = asyncio.Event()
-        reading = asyncio.Event()
-
-        async def stream_page(self, room_id: str, event_name: str, **bounds: Any) -> Any:
-            found = await super().stream_page(room_id, event_name, **bounds)
-            if bounds["before_position"] > 1:
-                self.reading.set()
-                await self.gate.wait()
-            return found
-
     store = SlowStore(SQLStore(f"sqlite:///{tmp_path / 'chat.db'}"))
     dialogue = Dialogue(rooms={"general": RoomConfig(events=[post], sync_history_on_join=False)}, store=store)
     async with serve(dialogue) as address, wire(address, "ann") as ann:
@@ -249,6 +402,29 @@ async def test_c12_a_page_read_before_a_change_does_not_bring_the_old_form_back(
         store.gate.set()
         page = await ann.answer(ref)
         assert [m["data"]["text"] for m in page["events"]] == ["ONE", "two"]
+
+
+async def test_c12_nor_does_a_read_of_the_application(tmp_path: Path) -> None:
+    """`history` and `page` of a `RoomHandle` too are answered with the form of their end."""
+    store = SlowStore(SQLStore(f"sqlite:///{tmp_path / 'chat.db'}"))
+    dialogue = Dialogue(rooms={"general": RoomConfig(events=[post])}, store=store)
+    async with dialogue.lifespan():
+        for text in ("one", "two", "three", "four", "five"):
+            await dialogue.trigger("general", post, {"text": text})
+        room = dialogue.room("general")
+        reads = [
+            asyncio.create_task(read)
+            for read in (
+                room.history(post, 3, 5),
+                room.page(post, before=3),
+                room.page(post, around=2, limit=4),
+            )
+        ]
+        await store.reading.wait()
+        await room.edit(1, {"text": "ONE"})
+        store.gate.set()
+        shown = [[event.data["text"] for event in await read] for read in reads]
+        assert shown == [["two", "ONE"], ["ONE", "two"], ["ONE", "two", "three", "four"]]
 
 
 async def test_c12_the_application_changes_and_its_own_copies_follow(tmp_path: Path) -> None:
@@ -311,6 +487,60 @@ async def test_c12_erase_user(dialogue: Dialogue) -> None:
         assert 6 in told
         # What she sends later is hers again.
         assert (await ann.trigger("general", "post", {"text": "new"}, key="mine")).get("duplicate") is None
+
+
+async def test_c12_erasures_at_once_tell_of_each_event_once(dialogue: Dialogue) -> None:
+    """The second finds nothing left to erase."""
+    async with dialogue.lifespan():
+        for text in "abc":
+            await dialogue.trigger("general", post, {"text": text}, sender="ann")
+        erased = await asyncio.gather(*(dialogue.erase_user("ann") for _ in range(3)))
+        assert sorted(erased) == [0, 0, 3]
+        assert (await dialogue.room("general").page())[-1].seq == 6
+
+
+async def test_c12_an_erasure_takes_what_the_queue_takes(tmp_path: Path) -> None:
+    """More events than may wait for the store, in several rooms, are erased by one call."""
+    dialogue = Dialogue(
+        rooms={name: RoomConfig(events=[post]) for name in ("a", "b")},
+        store=f"sqlite:///{tmp_path / 'chat.db'}",
+        limits=Limits(append_queue_events=4),
+    )
+    async with dialogue.lifespan():
+        for n in range(20):
+            await dialogue.trigger("ab"[n % 2], post, {"text": str(n)}, sender="ann")
+        assert await dialogue.erase_user("ann") == 20
+        for name in "ab":
+            assert {event.sender for event in await dialogue.room(name).page(post)} == {"$erased"}
+
+
+async def test_c12_an_erasure_stays_within_the_bound_of_what_waits_for_on_cleanup() -> None:
+    """Promise 6: with memory and an archive that does not take anything, an erasure is refused like a publish."""
+    dialogue = Dialogue(rooms={"general": RoomConfig(events=[post])}, limits=Limits(handover_queue_events=20))
+    may_return = asyncio.Event()
+
+    @dialogue.on_cleanup
+    async def keep(events: list[Event[Any]]) -> None:
+        await may_return.wait()
+
+    @dialogue.on_erase
+    async def erase(user_id: str) -> None: ...
+
+    async with dialogue.lifespan():
+        for n in range(18):
+            await dialogue.trigger("general", post, {"text": str(n)}, sender="ann")
+        with pytest.raises(Backpressure):
+            await dialogue.erase_user("ann")
+        assert dialogue.health()["archive"]["waiting_events"] <= 20
+        may_return.set()
+        while True:
+            try:
+                await dialogue.erase_user("ann")
+            except Backpressure:
+                await asyncio.sleep(0.005)
+            else:
+                break
+        assert {event.sender for event in await dialogue.room("general").page(post)} == {"$erased"}
 
 
 async def test_c12_erase_user_reaches_the_archive(tmp_path: Path) -> None:

@@ -194,3 +194,16 @@ async def test_c7_the_feed_ends_with_the_server(tmp_path: Path) -> None:
             async for event in feed:
                 assert event.data == 3
                 break
+
+
+async def test_c7_a_reader_gets_what_it_was_given_also_after_the_stop(store: Store) -> None:
+    """One that is slow when the server stops ends like the others, after what had been read for it."""
+    dialogue = Dialogue(rooms(), store=store)
+    async with dialogue.lifespan():
+        for n in range(3):
+            await dialogue.trigger("general", message, n)
+        feed = dialogue.feed(after=0)
+        events = [await anext(feed)]
+    events += [event async for event in feed]
+    assert [event.data for event in events] == [0, 1, 2]
+    assert len({event.epoch for event in events}) == 1

@@ -14,6 +14,7 @@ from dialogue.errors import CommandError
 from dialogue.events import Draft
 from dialogue.server.group_commit import GroupCommit, Outcome, Submission
 from dialogue.server.metrics import Metrics
+from dialogue.storage.base import Appended
 from dialogue.testing import FaultyStore
 
 
@@ -37,6 +38,8 @@ class Teller:
         self.appended_before: list[int] = []
         self.failed: list[tuple[bytes, str]] = []
         self.is_broken = False
+        self.may_end = asyncio.Event()
+        self.may_end.set()
 
     def deliver(self, outcomes: Sequence[Outcome]) -> None:
         if self.is_broken:
@@ -47,7 +50,7 @@ class Teller:
         self.appended_before.append(sum(map(len, self.store.appended)))
 
     async def after_deliver(self) -> None:
-        pass
+        await self.may_end.wait()
 
     def on_recorded(self, submission: Submission, outcome: Outcome) -> bytes | None:
         return None
@@ -120,6 +123,45 @@ async def test_a_publisher_that_comes_while_an_append_hangs_is_answered_in_time(
         store.release()
         await until(lambda: not commit.waiting_events)
         assert teller.told == [b"0"], "the append was not cancelled; the one that was never sent is gone"
+
+
+async def test_what_comes_while_a_group_is_told_keeps_its_place_and_a_stop_waits_for_it() -> None:
+    """A delivery may leave the store something to do; meanwhile the writer is not idle."""
+    async with committing() as (commit, store, teller):
+        teller.may_end.clear()
+        commit.submit(draft(0), teller, 0)
+        await until(lambda: teller.told)
+        commit.submit(draft(1), teller, 1)
+        store.hold()
+        teller.may_end.set()
+        await until(lambda: store.waiting_appends)
+        commit.submit(draft(2, is_recorded=False), teller, 2)
+        assert teller.told == [b"0"], "an ephemeral event does not overtake what is appended"
+        stopping = asyncio.create_task(commit.__aexit__())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not stopping.done()
+        store.release()
+        await stopping
+    assert (teller.told, teller.failed) == ([b"0", b"1", b"2"], [])
+
+
+async def test_a_store_that_raises_cancelled_by_itself_ends_nothing() -> None:
+    """Only the stop cancels an append: anything else is an unknown outcome, which is settled."""
+    async with committing() as (commit, store, teller):
+        append = store.append
+
+        async def cancelled_after(drafts: Sequence[Draft]) -> list[Appended]:
+            setattr(store, "append", append)  # noqa: B010 - a method
+            await append(drafts)
+            raise asyncio.CancelledError
+
+        setattr(store, "append", cancelled_after)  # noqa: B010 - a method
+        commit.submit(draft(0), teller, 0)
+        await until(lambda: teller.told)
+        commit.submit(draft(1), teller, 1)
+        await until(lambda: len(teller.told) == 2)
+    assert (teller.told, teller.failed) == ([b"0", b"1"], [])
 
 
 async def test_a_failing_delivery_ends_nothing() -> None:

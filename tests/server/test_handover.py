@@ -325,6 +325,41 @@ async def test_below_the_log_reads_come_from_the_archive(tmp_path: Path) -> None
         assert [e["data"] for e in shown] == list(range(1, 31))
 
 
+@pytest.mark.parametrize("has_offsets", [True, False])
+async def test_offsets_below_the_log_with_the_keyset_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_offsets: bool
+) -> None:
+    """An offset has no seq to go by: it is asked of `on_load`, or counted out with `on_load_before`."""
+    monkeypatch.setattr("dialogue.app._COUNTED_ROWS", 4)
+    store = SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
+    dialogue = Dialogue(rooms(), store=store)
+    rows: list[Event[Any]] = []
+
+    @dialogue.on_cleanup
+    async def keep(events: list[Event[Any]]) -> None:
+        rows.extend(events)
+
+    @dialogue.on_load_before
+    async def load_before(before: int, limit: int) -> list[Event[Any]]:
+        return [event for event in rows[::-1] if (event.seq or 0) < before][:limit]
+
+    async def load(start: int, end: int) -> list[Event[Any]]:
+        return rows[::-1][start:end]
+
+    if has_offsets:
+        dialogue.on_load(load)
+    async with dialogue.lifespan():
+        for n in range(1, 31):
+            await dialogue.trigger("general", "message", n)
+        await eventually(lambda: len(rows) == 25)
+        await store.remove("general", "message", 20)
+        room = dialogue.room("general")
+        newest_first = list(range(30, 0, -1))
+        for start in (0, 4, 8, 9, 10, 17, 27, 30):
+            shown = await room.history("message", start, start + 4)
+            assert [event.data for event in shown] == newest_first[start : start + 4]
+
+
 async def test_the_keyset_form_is_preferred(tmp_path: Path) -> None:
     """`on_load_before` is used instead of offsets wherever a seq is known."""
     store = SQLStore(f"sqlite:///{tmp_path / 'log.db'}")

@@ -73,6 +73,20 @@ async def test_refuse_answers_at_once(store: FaultyStore, options: dict[str, Any
         assert failed_appends(dialogue) == 1
 
 
+async def test_an_outage_is_not_held_against_a_connection(store: FaultyStore) -> None:
+    """A busy publisher is told of each failure, and stays connected."""
+    dialogue = Dialogue(rooms(), store=store, limits=Limits(errors_per_minute=3))
+    async with serve(dialogue) as address, wire(address) as client:
+        await client.ask("join", room="general")
+        store.fail_append = StoreUnavailable()
+        refs = [await client.send("trigger", room="general", event="message", data=n) for n in range(9)]
+        for ref in refs:
+            with pytest.raises(Refused, match="STORE_UNAVAILABLE"):
+                await client.answer(ref)
+        store.fail_append = None
+        assert (await client.trigger("general", "message", "back"))["seq"] == 1
+
+
 async def test_wait_keeps_the_order_and_answers_when_the_store_is_back(store: FaultyStore) -> None:
     """Several tries later everything is recorded once, in the order sent, told in that order and acked."""
     dialogue = waiting(store)
