@@ -35,7 +35,7 @@ from .memory import milliseconds
 from .postgres import READ_SECONDS, PostgresWriter, cut_after
 from .statements import NAMES_PER_UNION, chunks
 from .tables import log, upsert
-from .writer import Writer
+from .writer import Writer, connect
 
 T = TypeVar("T")
 
@@ -355,7 +355,7 @@ class SQLStore(Store):
         if reader is None:
             raise StoreUnavailable("the store is not open")
         async with asyncio.timeout_at(deadline):
-            connection = await reader.connect()
+            connection = await connect(reader)
         try:
             with cut_after(connection, deadline - asyncio.get_running_loop().time()):
                 return await connection.run_sync(work)

@@ -519,6 +519,34 @@ async def test_an_owner_that_missed_events_does_not_go_on(
 # Outcomes
 
 
+async def test_what_a_driver_raises_while_connecting_is_unavailable(
+    store: SQLStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A starting server's answer, or whatever an application's own creator raises, tells that nothing was done."""
+    appended = await store.append([draft(key="k")])
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no token to connect with")
+
+    rows(
+        postgres_url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("asyncpg.connect", refuse)
+        for call in (
+            lambda: store.head("general"),
+            lambda: store.append([draft()]),
+            lambda: store.settle([draft(key="k")]),
+            lambda: store.mark_handed("general", "message", 1),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await call()
+    assert (await store.settle([draft(key="k")]))[0] is not None
+    assert (await store.head("general")).last_seq == appended[0].seq
+
+
 @pytest.mark.parametrize("lost", ["answer", "question"])
 async def test_a_lost_commit_is_settled_by_keys(proxy: Proxy, postgres_url: str, lost: str) -> None:
     """Promise 3: the server had the COMMIT or not, and `settle` tells which."""
