@@ -192,13 +192,16 @@ class MemoryStore(Store):
 
     def _check_targets(self, drafts: Sequence[Draft]) -> None:
         deleted: set[tuple[str, int]] = set()
+        keys: set[tuple[str, str, str]] = set()
         for draft in drafts:
             target = draft.target
             if target is None:
                 continue
             room = self._rooms.get(draft.room_id)
-            if room is not None and (draft.sender, draft.key) in room.keys:
+            key = (draft.room_id, draft.sender, draft.key)
+            if key in keys or (room is not None and key[1:] in room.keys):
                 continue
+            keys.add(key)
             place = (draft.room_id, target.seq)
             located = room.locate(target.seq) if room is not None else None
             is_gone = located is None or place in deleted or is_deleted(located[0].events[located[1]])

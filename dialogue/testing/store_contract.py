@@ -384,6 +384,30 @@ class StoreContract:
         assert all(b"secret" not in event.json for event in page.events)
         assert [event.event for event in page.events] == ["message", EDIT, EDIT, DELETE]
 
+    async def test_erasing_who_made_a_void_edit_leaves_the_newest_one(self, store: Store) -> None:
+        """The edit that took its place is another's, and still says what the event has become."""
+        await store.append([draft()])
+        await store.append([change_of(Target(1, "message", b'"older"'), sender="bob")])
+        await store.append([change_of(Target(1, "message", b'"newest"'))])
+        [item] = await store.append([change_of(Target(2, EDIT, is_erased=True), sender="system")])
+        assert [event.seq for event in item.replaced] == [2]
+        messages = [decoded(event) for event in (await store.page("general", limit=9)).events]
+        assert [message["from"] for message in messages] == ["ann", ERASED_USER, "ann", "system"]
+        assert messages[0]["data"] == "newest"
+        assert messages[2]["data"] == {"target_seq": 1, "event": "message", "data": "newest"}
+        # It is void as soon as something takes its place.
+        await store.append([change_of(Target(1, "message"))])
+        page = await store.page("general", limit=9)
+        assert all(b"newest" not in event.json for event in page.events)
+
+    async def test_a_deletion_that_is_twice_in_a_batch_is_made_once(self, store: Store) -> None:
+        """The second one's key is known: it is a duplicate, although its target is gone by then."""
+        await store.append([draft()])
+        deletion = change_of(Target(1, "message"), key="k")
+        first, second = await store.append([deletion, deletion])
+        assert (first.seq, first.is_duplicate, len(first.replaced)) == (2, False, 1)
+        assert second == first._replace(event=None, replaced=())
+
     async def test_a_change_goes_with_its_batch(self, store: Store) -> None:
         """A change beside publishes, of an event of the same batch, and under a known key."""
         await store.append([draft(), draft("other")])
