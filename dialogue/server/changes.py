@@ -21,11 +21,13 @@ from ..errors import (
     InvalidRequest,
     PermissionDenied,
     RoomNotFound,
+    ValidationFailed,
 )
 from ..events import (
     CHANGES,
     DELETE,
     EDIT,
+    ERASED_USER,
     SERVER_KEY_PREFIX,
     Ack,
     Draft,
@@ -170,6 +172,11 @@ class Changes:
                 "Register on_erase",
             )
         hub.admission.check_user_id(user_id)
+        if user_id in (SERVER_SENDER, ERASED_USER):
+            # What tells of an erasure is from the one, what is left of it from the other: it would never end.
+            raise ValidationFailed(
+                f"{user_id!r} is no user: its events are the server's own. Delete them one by one"
+            )
         erased = 0
         from_room = ""
         while found := await hub.store.user_events(user_id, from_room=from_room, limit=ERASED_AT_ONCE):

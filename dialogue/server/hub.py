@@ -306,8 +306,6 @@ class Hub:
             room_id = submission.draft.room_id
             if outcome.event is not None:
                 by_room[room_id].append(outcome)
-                if outcome.appended is not None and outcome.appended.replaced:
-                    self._replace(room_id, outcome.appended.replaced)
             else:
                 duplicates += 1
             publisher = submission.publisher
@@ -351,6 +349,10 @@ class Hub:
                     return
                 if evicted is not None:
                     self._evicted(room, evicted)
+                assert outcome.appended is not None
+                # After the push: what a change replaces may be of its own group, as an edit that is void at once is.
+                for replaced in outcome.appended.replaced:
+                    room.replace(replaced)
                 if event.event in CHANGES and self.handover is not None:
                     # At once: until then the archive's copy of what was changed is out of date.
                     self.handover.evicted(room.room_id, event.event, event.position)
@@ -398,12 +400,6 @@ class Hub:
         if recipients:
             counted = [(event, recipients[id(event)]) for event in events]
             self.notifier.put(room.room_id, room.room_type, counted)
-
-    def _replace(self, room_id: str, events: Sequence[EncodedEvent]) -> None:
-        room = self.rooms.get(room_id)
-        for event in events if room is not None else ():
-            assert room is not None
-            room.replace(event)
 
     def _evicted(self, room: Room, evicted: EncodedEvent) -> None:
         if self.handover is not None:

@@ -21,6 +21,7 @@ from dialogue import (
     Limits,
     PermissionDenied,
     RoomConfig,
+    ValidationFailed,
     define_event,
 )
 from dialogue.errors import OutcomeUnknown
@@ -285,6 +286,37 @@ async def test_c12_the_application_changes_and_its_own_copies_follow(tmp_path: P
         ]  # fmt: skip
         with pytest.raises(InvalidRequest):
             await room.delete(2)
+
+
+async def test_c12_changes_of_one_group_leave_nothing_of_the_first(dialogue: Dialogue) -> None:
+    """An edit that is void by the end of its own group is so in memory as well: what it said is gone."""
+    async with serve(dialogue):
+        room = dialogue.room("general")
+        await room.trigger(post, {"text": "one"})
+        changes = [room.edit(1, {"text": "secret"}), room.edit(1, {"text": "other"}), room.delete(1)]
+        assert [ack.seq for ack in await asyncio.gather(*changes)] == [2, 3, 4]
+        newest = await room.page(limit=9)
+        newer = await room.page(after=0, limit=9)
+        for events in (newest, newer):
+            assert [event.data for event in events] == [
+                None,
+                {"target_seq": 1, "event": "post"},
+                {"target_seq": 1, "event": "post"},
+                {"target_seq": 1, "event": "post"},
+            ]
+
+
+@pytest.mark.parametrize("user_id", ["system", "$erased"])
+async def test_c12_the_servers_own_names_are_not_erased(dialogue: Dialogue, user_id: str) -> None:
+    """An erasure is itself told by `system` and leaves events of `$erased`: erasing either would never end."""
+    async with serve(dialogue):
+        room = dialogue.room("general")
+        await room.trigger(post, {"text": "mine"})
+        await room.trigger(post, {"text": "hers"}, sender="ann")
+        assert await dialogue.erase_user("ann") == 1
+        with pytest.raises(ValidationFailed, match="one by one"):
+            await dialogue.erase_user(user_id)
+        assert [event.seq for event in await room.page(limit=9)] == [1, 2, 3]
 
 
 async def test_c12_erase_user(dialogue: Dialogue) -> None:
