@@ -482,6 +482,24 @@ class StoreContract:
                 map(msgspec.json.decode, (event.json for event in after.replaced)), key=str
             ) == sorted(map(msgspec.json.decode, (event.json for event in before.replaced)), key=str)
 
+    async def test_settle_tells_each_change_of_a_batch_apart(self, store: Store) -> None:
+        """Several changes in two rooms, also an erasure of who made a void edit: each with what it has replaced."""
+        await store.append([draft(room) for room in "abaab"])
+        await store.append([change_of(Target(1, "message", b"1"), room, sender="bob") for room in "ab"])
+        await store.append([change_of(Target(1, "message", b"2"), "a")])
+        drafts = [
+            change_of(Target(2, "message", b"3"), "a"),
+            change_of(Target(1, "message"), "b"),
+            change_of(Target(4, EDIT, is_erased=True), "a", sender="system"),
+            change_of(Target(3, "message", is_erased=True), "a", sender="system"),
+        ]
+        appended = await store.append(drafts)
+        settled = await store.settle(drafts)
+        for items in (appended, settled):
+            assert [sorted(event.seq or 0 for event in item.replaced) for item in items if item] == [
+                [2], [1, 3], [4], [3],
+            ]  # fmt: skip
+
     async def test_the_feed_goes_through_all_rooms(self, store: Store) -> None:
         """By id, oldest first, after an id; empty at the end."""
         assert await store.feed(0, limit=5) == []

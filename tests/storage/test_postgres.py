@@ -317,6 +317,30 @@ async def test_keys_are_found_by_their_index_in_a_log_that_was_never_analyzed(
 # Schemas
 
 
+async def test_retention_looks_at_each_stream_and_not_at_all_events(
+    store: SQLStore, postgres_url: str
+) -> None:
+    """A page of streams costs the same however long the log is, whatever the server thinks of its statistics."""
+    await store.append([draft(f"room{n % 300}", "message", data_json=b"1") for n in range(3000)])
+    rows(postgres_url, "ANALYZE dialogue_events")
+    rows(postgres_url, "ANALYZE dialogue_streams")
+    parameters = {"name_0": "message", "room_id": "", "event_name": ""}
+
+    def explain(connection: Connection) -> str:
+        compiled = statements.stored_streams(1).compile(
+            dialect=connection.dialect, compile_kwargs={"render_postcompile": True}
+        )
+        values = [(compiled.params | parameters)[name] for name in compiled.positiontup or ()]
+        return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {compiled}", tuple(values)))
+
+    assert store._writer is not None
+    plan = await store._writer.run(explain)
+    assert "Join" not in plan
+    assert "Nested Loop" not in plan
+    assert "Index Scan using uq_dialogue_events_room_id_event_name_position" in plan
+    assert len([item async for item in store.stored_streams(["message"])]) == 300
+
+
 async def test_a_missing_schema_is_refused_and_the_command_is_named(postgres: Server) -> None:
     """A server of another team's is not to be changed by a start, unless it was told to."""
     url = postgres.database(has_schema=False)
