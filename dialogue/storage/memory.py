@@ -225,15 +225,18 @@ class MemoryStore(Store):
         stream.events[index] = change(before, target)
         replaced.append(stream.events[index])
         edits = room.streams.get(EDIT)
-        for index in range(len(edits.events) - 1, edits.start - 1, -1) if edits is not None else ():
-            assert edits is not None
-            edit = edits.events[index]
-            data = Event.decode(edit, epoch=None).data
-            if data["target_seq"] == target.seq:
-                if "data" in data:
-                    edits.events[index] = void(edit)
-                    replaced.append(edits.events[index])
-                break
+        # What was never edited has no edit to look for, and no edit is older than its target.
+        if edits is not None and Event.decode(before, epoch=None).is_edited:
+            for index in range(len(edits.events) - 1, edits.start - 1, -1):
+                edit = edits.events[index]
+                if _seq(edit) < target.seq:
+                    break
+                data = Event.decode(edit, epoch=None).data
+                if data["target_seq"] == target.seq:
+                    if "data" in data:
+                        edits.events[index] = void(edit)
+                        replaced.append(edits.events[index])
+                    break
         return tuple(replaced)
 
     def _record(self, room: _Room, draft: Draft, timestamp: int) -> Appended:
