@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from ..config import EventType, Limits
-from ..errors import StoreError
 from ..events import CHANGES, Event
 from .archive import Archive
 from .base import Store, StreamState
@@ -381,7 +380,8 @@ class HandOver:
                         async with self._progress:
                             await self._progress.wait()
                 return
-            except StoreError:
+            except Exception:
+                # Also what no store should raise: without an end to this, what waits would wait for the next start.
                 failures += 1
                 self._log.warning(
                     "the log cannot be read for waiting hand-overs; trying again", exc_info=True

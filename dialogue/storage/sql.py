@@ -48,6 +48,10 @@ CUT_SECONDS = 5.0
 """How long it then waits for the end of one whose connection it has cut."""
 
 
+class _Closed(StoreUnavailable):
+    """A close did not wait for the end of a call."""
+
+
 class SQLStore(Store):
     """A log in SQLite or Postgres.
 
@@ -313,7 +317,11 @@ class SQLStore(Store):
                     raise StoreUnavailable("the store is not open")
                 return await self._writer.transact(work)
 
-        return await self._in_task(run())
+        try:
+            return await self._in_task(run())
+        except _Closed as error:
+            # A file that hangs may still take what COMMIT has given it.
+            raise OutcomeUnknown from error
 
     async def _in_task(self, call: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(call)
@@ -321,7 +329,7 @@ class SQLStore(Store):
         task.add_done_callback(self._called)
         await asyncio.wait((task,))
         if task.cancelled():
-            raise StoreUnavailable("the store was closed")
+            raise _Closed("the store was closed")
         return task.result()
 
     def _called(self, task: asyncio.Task[Any]) -> None:

@@ -291,6 +291,26 @@ async def test_over_a_log_the_place_survives_and_goes_on_without_a_room_waking(t
         assert [e.data for e in await second.room("general").history(message, 0, 40)] == list(range(30))[::-1]
 
 
+async def test_a_scan_that_fails_in_any_way_is_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At start the log is looked through for what waits, again and again if need be: no room wakes for it."""
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    first = Dialogue(rooms(), store=url)
+    async with first.lifespan():
+        for n in range(8):
+            await first.trigger("general", message, n)
+    store = FaultyStore(SQLStore(url))
+    store.fail_read = RuntimeError("a bug")  # type: ignore[assignment]
+    second = Dialogue(rooms(), store=store)
+    table = Table(second)
+    async with second.lifespan():
+        await eventually(lambda: "cannot be read for waiting hand-overs" in caplog.text)
+        assert table.data() == []
+        store.fail_read = None
+        await eventually(lambda: table.data() == [0, 1, 2])
+
+
 async def test_an_archive_that_comes_later_gets_what_is_left_of_the_log(tmp_path: Path) -> None:
     """What retention has removed before there was an archive is no batch, not even an empty one."""
     url = f"sqlite:///{tmp_path / 'log.db'}"
