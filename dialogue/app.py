@@ -485,6 +485,7 @@ class Dialogue:
 
         Raises:
             ConfigError: There is an ``on_cleanup`` hook but no ``on_erase``; nothing was erased.
+            ValidationFailed: *user_id* can be none, or is ``system`` or ``$erased``, whose events tell of erasures.
             CommandError: The store did not take it all; call again.
             LifespanNotRunning: The server side is not running.
         """

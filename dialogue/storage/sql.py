@@ -41,6 +41,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger("dialogue")
 
+_TAKE_MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(hashtext('dialogue migration'))"
+
 CLOSE_SECONDS = 10.0
 """How long a close waits for a transaction that is still running."""
 
@@ -227,6 +229,8 @@ class SQLStore(Store):
         if self._path is None:
             # A migration of a long log takes as long as it takes.
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            # Servers and commands that start together upgrade together; the others then find nothing to do.
+            connection.exec_driver_sql(_TAKE_MIGRATION_LOCK)
         if self._schema is not None:
             connection.execute(CreateSchema(self._schema, if_not_exists=True))
         migrate.upgrade(connection)

@@ -32,6 +32,7 @@ from dialogue.errors import (
 from dialogue.events import Draft
 from dialogue.storage import postgres as postgres_module
 from dialogue.storage import statements, transactions
+from dialogue.storage.administration import Database
 from dialogue.storage.base import Store
 from dialogue.storage.memory import milliseconds
 from dialogue.storage.postgres import PostgresWriter, lock_key
@@ -357,6 +358,30 @@ async def test_a_missing_schema_is_refused_and_the_command_is_named(postgres: Se
     with pytest.raises(SchemaMismatch, match="install that version"):
         await SQLStore(url, auto_migrate=True).open()
     postgres.drop(url)
+
+
+async def test_a_start_that_upgrades_waits_for_an_upgrade_and_finds_it_done(postgres: Server) -> None:
+    """`dialogue db upgrade` and a server that migrates by itself may start at once: neither fails over the other."""
+    url = postgres.database(has_schema=False)
+    store = SQLStore(url, auto_migrate=True)
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    try:
+        async with Database(SQLStore(url)) as database:
+            await database.transact(
+                lambda connection: connection.exec_driver_sql(
+                    "SELECT pg_advisory_lock(hashtext('dialogue migration'))"
+                ).close()
+            )
+            opening = asyncio.create_task(store.open())
+            await until(lambda: rows(url, waiting))
+            # Not its `upgrade`, which in one process waits for the one that has begun.
+            await database.transact(database._store._upgrade)
+        # Its session has ended, and its lock with it.
+        await opening
+        assert store.epoch
+        await store.aclose()
+    finally:
+        postgres.drop(url)
 
 
 async def test_logs_of_two_schemas_are_two_logs(postgres: Server) -> None:
