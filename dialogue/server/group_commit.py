@@ -528,6 +528,12 @@ class GroupCommit:
             except StoreUnavailable as error:
                 self.condition.failed(error)
                 self._log.error("an append's outcome is unknown and the store cannot be asked: %s", error)
+            except Exception as error:
+                # Whatever a store raises against its contract: what is not settled is a hole below the next append.
+                self.condition.failed(error)
+                self._log.exception(
+                    "an append's outcome is unknown and settling it failed as no store should"
+                )
             await asyncio.sleep(self._random.uniform(0, bound))
             bound = min(bound * 2, _LONGEST_SETTLE_SECONDS)
 

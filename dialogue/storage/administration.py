@@ -23,13 +23,12 @@ from . import migrate, transactions
 from .engines import AsyncWriter, ThreadWriter, check_path, create_read_engine
 from .lock import LogLock
 from .postgres import _WHO, _try_lock, lock_key
-from .sql import SQLStore
+from .sql import _TAKE_MIGRATION_LOCK, SQLStore
 from .tables import log
 
 T = TypeVar("T")
 
 _FREE_LOCKS = "SELECT pg_advisory_unlock_all()"
-_TAKE_MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(hashtext('dialogue migration'))"
 
 
 def _set_schema(dialect: Dialect, schema: str) -> str:
@@ -196,7 +195,7 @@ class Database:
 
         def work(connection: Connection) -> str | None:
             if self.dialect_name == "postgresql":
-                # Many containers that start together upgrade together; the others then find nothing to do.
+                # Before the revision is looked at, which another one may be changing.
                 connection.exec_driver_sql(_TAKE_MIGRATION_LOCK)
             found = migrate.current(connection)
             mismatch = migrate.mismatch(self.name, found)

@@ -70,7 +70,7 @@ class Change(NamedTuple):
 
 
 def change_of(event: Event[Any]) -> Change | None:
-    """Return what *event* changes; None when it is no change."""
+    """Return what *event* changes; None when it is no change, or an edit that a later change has made void."""
     data = event.data
     if event.event not in ("$edit", "$delete") or event.seq is None or not isinstance(data, dict):
         return None
@@ -78,7 +78,9 @@ def change_of(event: Event[Any]) -> Change | None:
     if not isinstance(target_seq, int) or not isinstance(name, str):
         return None
     if event.event == "$edit":
-        return Change(event.seq, target_seq, name, msgspec.json.encode(data.get("data")), False)
+        if "data" not in data:
+            return None
+        return Change(event.seq, target_seq, name, msgspec.json.encode(data["data"]), False)
     return Change(event.seq, target_seq, name, None, data.get("erased") is True)
 
 
@@ -237,7 +239,7 @@ class ArchiveTable:
         values = {
             "room_id": event.room_id,
             "event_name": event.event,
-            "event_data": msgspec.json.encode(event.data),
+            "event_data": msgspec.json.encode(self._data(event)),
             "from_user": event.sender,
             "timestamp": event.timestamp,
             "epoch": event.epoch,
@@ -249,6 +251,16 @@ class ArchiveTable:
             "is_deleted": self._flag("is_deleted", event.is_deleted),
         }
         return {column: values[column] for column in self.columns}
+
+    def _data(self, event: Event[Any]) -> Any:
+        """Return the data of a row.
+
+        Without what an edit says, if its target's row is given that: a later change replaces it there and nowhere
+        else, so that nothing of what was replaced stays.
+        """
+        if not self.has_seq or change_of(event) is None:
+            return event.data
+        return {name: value for name, value in event.data.items() if name != "data"}
 
     def _flag(self, column: str, value: bool) -> Any:
         return int(value) if column in self._flags_are_numbers else value

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select, update
 
 from ..errors import TargetGone
 from ..events import (
+    CHANGES,
     EDIT,
     ERASED_USER,
     SERVER_KEY_PREFIX,
@@ -20,7 +21,7 @@ from ..events import (
     void,
 )
 from .base import Appended
-from .statements import EVENT_COLUMNS, decode_row
+from .statements import EVENT_COLUMNS, KEY_CHUNK, chunks, decode_row
 from .tables import events
 
 
@@ -45,7 +46,8 @@ def _apply(connection: Connection, draft: Draft, by_seq: int) -> tuple[EncodedEv
     before, replaced_by, _ = found
     replaced = [change(before, target)]
     _write(connection, room_id, replaced[0], by_seq, is_erased=target.is_erased)
-    if replaced_by is not None:
+    # What replaced a change is about the same target and still holds: erasing whose change it was voids nothing else.
+    if replaced_by is not None and before.event not in CHANGES:
         earlier = _find(connection, room_id, replaced_by)
         if earlier is not None and earlier[0].event == EDIT:
             replaced.append(void(earlier[0]))
@@ -81,9 +83,32 @@ def _write(
     )
 
 
-def replaced_by(connection: Connection, room_id: str, seq: int) -> tuple[EncodedEvent, ...]:
-    """Return what the change recorded as *seq* has replaced; for settling, as it searches the room."""
-    rows = connection.execute(
-        select(*EVENT_COLUMNS).where(events.c.room_id == room_id, events.c.replaced_by == seq)
+def replaced_by(
+    connection: Connection, room_id: str, targets: Mapping[int, int]
+) -> dict[int, tuple[EncodedEvent, ...]]:
+    """Return what each of some changes of a room has replaced and no later change has, by the change's seq.
+
+    It reads the targets and, once for all of them, the edits that came after the oldest target: a room that is long
+    is not searched, because publishing waits meanwhile.
+
+    Args:
+        targets: The seqs of the changes' targets by the seqs of the changes; at least one.
+    """
+    found: dict[int, dict[int, EncodedEvent]] = {seq: {} for seq in targets}
+    columns = select(*EVENT_COLUMNS, events.c.replaced_by).where(events.c.room_id == room_id)
+    rows: list[Any] = []
+    for target_seqs in chunks(sorted(set(targets.values())), KEY_CHUNK):
+        rows += connection.execute(columns.where(events.c.seq.in_(target_seqs)))
+    rows += connection.execute(
+        columns.where(
+            events.c.event_name == EDIT,
+            events.c.seq > min(targets.values()),
+            events.c.seq < max(targets),
+            events.c.replaced_by >= min(targets),
+            events.c.replaced_by <= max(targets),
+        )
     )
-    return tuple(decode_row(room_id, row) for row in rows)
+    for row in rows:
+        if row.replaced_by in found:
+            found[row.replaced_by][row.seq] = decode_row(room_id, row)
+    return {seq: tuple(replaced.values()) for seq, replaced in found.items()}

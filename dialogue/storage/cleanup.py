@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from ..config import EventType, Limits
-from ..errors import StoreError
 from ..events import CHANGES, Event
 from .archive import Archive
-from .base import Store
+from .base import Store, StreamState
 from .condition import Condition
 
 FIRST_RETRY_SECONDS = 0.1
@@ -126,6 +125,14 @@ class _Turns:
             self._running[room_id] = left
         else:
             del self._running[room_id]
+
+
+def _done_through(state: StreamState) -> int:
+    """Return through which position nothing is left to hand over.
+
+    What retention removed while there was no archive is gone: nobody can be handed it.
+    """
+    return max(state.handed_through, state.removed_through)
 
 
 class HandOverStatistics(NamedTuple):
@@ -366,18 +373,15 @@ class HandOver:
                     limit = event_type.history.limit if event_type and event_type.history else None
                     if event_name in CHANGES:
                         limit = 0  # told to the archive at once, see `Hub`
-                    if limit is not None and state.last - limit > state.handed_through:
-                        self.evicted(
-                            room_id,
-                            event_name,
-                            state.last - limit,
-                            handed_through=state.handed_through,
-                        )
+                    handed_through = _done_through(state)
+                    if limit is not None and state.last - limit > handed_through:
+                        self.evicted(room_id, event_name, state.last - limit, handed_through=handed_through)
                     while len(self._streams) > _SCAN_AHEAD:
                         async with self._progress:
                             await self._progress.wait()
                 return
-            except StoreError:
+            except Exception:
+                # Also what no store should raise: without an end to this, what waits would wait for the next start.
                 failures += 1
                 self._log.warning(
                     "the log cannot be read for waiting hand-overs; trying again", exc_info=True
@@ -469,14 +473,12 @@ class HandOver:
         async with gate.cleanup():
             if stream.batch is None:
                 state = (await self._store.head(room_id)).streams.get(event_name)
-                handed_through = stream.evicted_through if state is None else state.handed_through
+                handed_through = stream.evicted_through if state is None else _done_through(state)
                 self._move(stream, handed_through=handed_through)
-                if state is None or stream.evicted_through <= handed_through:
+                if stream.evicted_through <= handed_through:
                     return True
-                first = state.handed_through + 1
-                through = min(
-                    stream.evicted_through, state.handed_through + self._limits.handover_batch_events
-                )
+                first = handed_through + 1
+                through = min(stream.evicted_through, handed_through + self._limits.handover_batch_events)
                 stream.batch = (first, through)
                 stream.has_returned = False
             first, through = stream.batch

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from ..errors import ConfigError, StartError
 from .postgres import create_postgres_engine
-from .writer import Writer
+from .writer import Writer, connect
 
 T = TypeVar("T")
 
@@ -265,7 +265,7 @@ class AsyncWriter(SQLiteWriter):
         if self._is_broken:
             await self.aclose()
         if self._connection is None:
-            connection = await self._engine.connect()
+            connection = await connect(self._engine)
             try:
                 await connection.run_sync(self._take)
             except BaseException:

@@ -193,13 +193,16 @@ class MemoryStore(Store):
 
     def _check_targets(self, drafts: Sequence[Draft]) -> None:
         deleted: set[tuple[str, int]] = set()
+        keys: set[tuple[str, str, str]] = set()
         for draft in drafts:
             target = draft.target
             if target is None:
                 continue
             room = self._rooms.get(draft.room_id)
-            if room is not None and (draft.sender, draft.key) in room.keys:
+            key = (draft.room_id, draft.sender, draft.key)
+            if key in keys or (room is not None and key[1:] in room.keys):
                 continue
+            keys.add(key)
             place = (draft.room_id, target.seq)
             located = room.locate(target.seq) if room is not None else None
             is_gone = located is None or place in deleted or is_deleted(located[0].events[located[1]])
@@ -223,15 +226,18 @@ class MemoryStore(Store):
         stream.events[index] = change(before, target)
         replaced.append(stream.events[index])
         edits = room.streams.get(EDIT)
-        for index in range(len(edits.events) - 1, edits.start - 1, -1) if edits is not None else ():
-            assert edits is not None
-            edit = edits.events[index]
-            data = Event.decode(edit, epoch=None).data
-            if data["target_seq"] == target.seq:
-                if "data" in data:
-                    edits.events[index] = void(edit)
-                    replaced.append(edits.events[index])
-                break
+        # What was never edited has no edit to look for, and no edit is older than its target.
+        if edits is not None and Event.decode(before, epoch=None).is_edited:
+            for index in range(len(edits.events) - 1, edits.start - 1, -1):
+                edit = edits.events[index]
+                if _seq(edit) < target.seq:
+                    break
+                data = Event.decode(edit, epoch=None).data
+                if data["target_seq"] == target.seq:
+                    if "data" in data:
+                        edits.events[index] = void(edit)
+                        replaced.append(edits.events[index])
+                    break
         return tuple(replaced)
 
     def _record(self, room: _Room, draft: Draft, timestamp: int) -> Appended:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ..errors import LogLocked, StoreError, StoreUnavailable
-from .writer import Writer
+from .writer import Writer, connect
 
 T = TypeVar("T")
 
@@ -305,7 +305,7 @@ class PostgresWriter(Writer):
         """Return a connection that works, taken out of its pool for good: what is set on it stays with it."""
         for is_last in (False, True):
             async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await self._engine.connect()
+                connection = await connect(self._engine)
             try:
                 with cut_after(connection, CONNECT_SECONDS):
                     await connection.run_sync(_take)

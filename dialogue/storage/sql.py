@@ -35,17 +35,23 @@ from .memory import milliseconds
 from .postgres import READ_SECONDS, PostgresWriter, cut_after
 from .statements import NAMES_PER_UNION, chunks
 from .tables import log, upsert
-from .writer import Writer
+from .writer import Writer, connect
 
 T = TypeVar("T")
 
 logger = logging.getLogger("dialogue")
+
+_TAKE_MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(hashtext('dialogue migration'))"
 
 CLOSE_SECONDS = 10.0
 """How long a close waits for a transaction that is still running."""
 
 CUT_SECONDS = 5.0
 """How long it then waits for the end of one whose connection it has cut."""
+
+
+class _Closed(StoreUnavailable):
+    """A close did not wait for the end of a call."""
 
 
 class SQLStore(Store):
@@ -223,6 +229,8 @@ class SQLStore(Store):
         if self._path is None:
             # A migration of a long log takes as long as it takes.
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            # Servers and commands that start together upgrade together; the others then find nothing to do.
+            connection.exec_driver_sql(_TAKE_MIGRATION_LOCK)
         if self._schema is not None:
             connection.execute(CreateSchema(self._schema, if_not_exists=True))
         migrate.upgrade(connection)
@@ -313,7 +321,11 @@ class SQLStore(Store):
                     raise StoreUnavailable("the store is not open")
                 return await self._writer.transact(work)
 
-        return await self._in_task(run())
+        try:
+            return await self._in_task(run())
+        except _Closed as error:
+            # A file that hangs may still take what COMMIT has given it.
+            raise OutcomeUnknown from error
 
     async def _in_task(self, call: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(call)
@@ -321,7 +333,7 @@ class SQLStore(Store):
         task.add_done_callback(self._called)
         await asyncio.wait((task,))
         if task.cancelled():
-            raise StoreUnavailable("the store was closed")
+            raise _Closed("the store was closed")
         return task.result()
 
     def _called(self, task: asyncio.Task[Any]) -> None:
@@ -355,7 +367,7 @@ class SQLStore(Store):
         if reader is None:
             raise StoreUnavailable("the store is not open")
         async with asyncio.timeout_at(deadline):
-            connection = await reader.connect()
+            connection = await connect(reader)
         try:
             with cut_after(connection, deadline - asyncio.get_running_loop().time()):
                 return await connection.run_sync(work)

@@ -470,15 +470,21 @@ unhanded_streams = (
 @lru_cache(maxsize=16)
 def stored_streams(names: int) -> Select[Any]:
     """Return the SELECT of the streams of *names* event names that have events, with the time of the oldest."""
-    oldest = and_(
-        events.c.room_id == streams.c.room_id,
-        events.c.event_name == streams.c.event_name,
-        events.c.position == streams.c.removed_through + 1,
+    # A subquery for each stream of a page, and no join: a planner that joins may begin with the events, all of which
+    # it then reads for each page.
+    oldest = (
+        select(events.c.timestamp)
+        .where(
+            events.c.room_id == streams.c.room_id,
+            events.c.event_name == streams.c.event_name,
+            events.c.position == streams.c.removed_through + 1,
+        )
+        .scalar_subquery()
     )
     return (
-        select(streams, events.c.timestamp)
-        .select_from(streams.join(events, oldest))
+        select(streams, oldest.label("timestamp"))
         .where(
+            streams.c.removed_through < streams.c.last,
             streams.c.event_name.in_([bindparam(f"name_{index}", type_=String()) for index in range(names)]),
             tuple_(streams.c.room_id, streams.c.event_name)
             > tuple_(bindparam("room_id", type_=String()), bindparam("event_name", type_=String())),

@@ -215,6 +215,8 @@ def settle(connection: Connection, drafts: Sequence[Draft], *, above_id: int) ->
             found[row.room_id, row.from_user, row.key] = Appended(row.seq, row.id, row.timestamp, None), event
     settled: list[Appended | None] = []
     told: set[Key] = set()
+    # By room, and the seq of the change: the seq of its target.
+    made: dict[str, dict[int, int]] = {}
     for draft in drafts:
         key = (draft.room_id, draft.sender, draft.key)
         if key not in found:
@@ -226,10 +228,15 @@ def settle(connection: Connection, drafts: Sequence[Draft], *, above_id: int) ->
         if is_new:
             appended = appended._replace(event=event)
             if draft.target is not None:
-                replaced = changes.replaced_by(connection, draft.room_id, appended.seq)
-                appended = appended._replace(replaced=replaced)
+                made.setdefault(draft.room_id, {})[appended.seq] = draft.target.seq
         settled.append(appended)
-    return settled
+    replaced = {room_id: changes.replaced_by(connection, room_id, made[room_id]) for room_id in made}
+    return [
+        item
+        if item is None or item.event is None or draft.target is None
+        else item._replace(replaced=replaced[draft.room_id][item.seq])
+        for draft, item in zip(drafts, settled, strict=True)
+    ]
 
 
 def mark_handed(connection: Connection, room_id: str, event_name: str, through: int) -> None:
@@ -261,7 +268,13 @@ def remove(connection: Connection, room_id: str, event_name: str, through: int) 
     seq, id_ = connection.execute(
         select(events.c.seq, events.c.id).where(of_stream, events.c.position == through)
     ).one()
-    connection.execute(delete(events).where(of_stream, events.c.position <= through))
+    # From the floor up: the index still has what was removed before, for as long as any snapshot is open or until a
+    # vacuum, and each batch would walk over all of it.
+    connection.execute(
+        delete(events).where(
+            of_stream, events.c.position > stream.removed_through, events.c.position <= through
+        )
+    )
     connection.execute(
         update(streams).where(is_stream).values(removed_through=through, removed_through_seq=seq)
     )

@@ -8,10 +8,26 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..errors import OutcomeUnknown, StoreError, StoreUnavailable
 
 T = TypeVar("T")
+
+
+async def connect(engine: AsyncEngine) -> AsyncConnection:
+    """Return a connection of *engine*.
+
+    Raises:
+        SQLAlchemyError, OSError: There is none to be had, whatever the driver or an application's own creator of
+            connections raised: SQLAlchemy 2.0 passes on as they are, for one, what a starting Postgres answers.
+    """
+    try:
+        return await engine.connect()
+    except (SQLAlchemyError, OSError):
+        raise
+    except Exception as error:
+        raise ConnectionError(str(error)) from error
 
 
 class Writer(ABC):

@@ -26,7 +26,7 @@ class FaultyStore(Store):
         fail_append: Raised by appends, before anything is recorded, while it is set.
         fail_after_append: Raised by the next append, after it has been recorded: the answer that never came.
         fail_settle: Raised by `settle` while it is set.
-        fail_read: Raised by reads (`head`, `page`, `stream_page`, `streams`) while it is set.
+        fail_read: Raised by everything that only reads, while it is set.
         refuse_text: An append with a draft whose data holds these bytes raises `refuse_error`: poison.
         refuse_error: See `refuse_text`; set both.
         appended: Every group of drafts that reached the inner store, in order, refused ones left out.

@@ -384,6 +384,30 @@ class StoreContract:
         assert all(b"secret" not in event.json for event in page.events)
         assert [event.event for event in page.events] == ["message", EDIT, EDIT, DELETE]
 
+    async def test_erasing_who_made_a_void_edit_leaves_the_newest_one(self, store: Store) -> None:
+        """The edit that took its place is another's, and still says what the event has become."""
+        await store.append([draft()])
+        await store.append([change_of(Target(1, "message", b'"older"'), sender="bob")])
+        await store.append([change_of(Target(1, "message", b'"newest"'))])
+        [item] = await store.append([change_of(Target(2, EDIT, is_erased=True), sender="system")])
+        assert [event.seq for event in item.replaced] == [2]
+        messages = [decoded(event) for event in (await store.page("general", limit=9)).events]
+        assert [message["from"] for message in messages] == ["ann", ERASED_USER, "ann", "system"]
+        assert messages[0]["data"] == "newest"
+        assert messages[2]["data"] == {"target_seq": 1, "event": "message", "data": "newest"}
+        # It is void as soon as something takes its place.
+        await store.append([change_of(Target(1, "message"))])
+        page = await store.page("general", limit=9)
+        assert all(b"newest" not in event.json for event in page.events)
+
+    async def test_a_deletion_that_is_twice_in_a_batch_is_made_once(self, store: Store) -> None:
+        """The second one's key is known: it is a duplicate, although its target is gone by then."""
+        await store.append([draft()])
+        deletion = change_of(Target(1, "message"), key="k")
+        first, second = await store.append([deletion, deletion])
+        assert (first.seq, first.is_duplicate, len(first.replaced)) == (2, False, 1)
+        assert second == first._replace(event=None, replaced=())
+
     async def test_a_change_goes_with_its_batch(self, store: Store) -> None:
         """A change beside publishes, of an event of the same batch, and under a known key."""
         await store.append([draft(), draft("other")])
@@ -461,6 +485,24 @@ class StoreContract:
             assert sorted(
                 map(msgspec.json.decode, (event.json for event in after.replaced)), key=str
             ) == sorted(map(msgspec.json.decode, (event.json for event in before.replaced)), key=str)
+
+    async def test_settle_tells_each_change_of_a_batch_apart(self, store: Store) -> None:
+        """Several changes in two rooms, also an erasure of who made a void edit: each with what it has replaced."""
+        await store.append([draft(room) for room in "abaab"])
+        await store.append([change_of(Target(1, "message", b"1"), room, sender="bob") for room in "ab"])
+        await store.append([change_of(Target(1, "message", b"2"), "a")])
+        drafts = [
+            change_of(Target(2, "message", b"3"), "a"),
+            change_of(Target(1, "message"), "b"),
+            change_of(Target(4, EDIT, is_erased=True), "a", sender="system"),
+            change_of(Target(3, "message", is_erased=True), "a", sender="system"),
+        ]
+        appended = await store.append(drafts)
+        settled = await store.settle(drafts)
+        for items in (appended, settled):
+            assert [sorted(event.seq or 0 for event in item.replaced) for item in items if item] == [
+                [2], [1, 3], [4], [3],
+            ]  # fmt: skip
 
     async def test_the_feed_goes_through_all_rooms(self, store: Store) -> None:
         """By id, oldest first, after an id; empty at the end."""

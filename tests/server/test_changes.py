@@ -463,6 +463,24 @@ async def test_c12_the_application_changes_and_its_own_copies_follow(tmp_path: P
             await room.delete(2)
 
 
+async def test_c12_changes_of_one_group_leave_nothing_of_the_first(dialogue: Dialogue) -> None:
+    """An edit that is void by the end of its own group is so in memory as well: what it said is gone."""
+    async with serve(dialogue):
+        room = dialogue.room("general")
+        await room.trigger(post, {"text": "one"})
+        changes = [room.edit(1, {"text": "secret"}), room.edit(1, {"text": "other"}), room.delete(1)]
+        assert [ack.seq for ack in await asyncio.gather(*changes)] == [2, 3, 4]
+        newest = await room.page(limit=9)
+        newer = await room.page(after=0, limit=9)
+        for events in (newest, newer):
+            assert [event.data for event in events] == [
+                None,
+                {"target_seq": 1, "event": "post"},
+                {"target_seq": 1, "event": "post"},
+                {"target_seq": 1, "event": "post"},
+            ]
+
+
 async def test_c12_erase_user(dialogue: Dialogue) -> None:
     """C12: everything a user has sent is blanked, in all rooms, awake or not, and those there are told."""
     async with serve(dialogue) as address, wire(address, "ann") as ann, wire(address, "bob") as bob:

@@ -291,6 +291,51 @@ async def test_over_a_log_the_place_survives_and_goes_on_without_a_room_waking(t
         assert [e.data for e in await second.room("general").history(message, 0, 40)] == list(range(30))[::-1]
 
 
+async def test_a_scan_that_fails_in_any_way_is_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At start the log is looked through for what waits, again and again if need be: no room wakes for it."""
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    first = Dialogue(rooms(), store=url)
+    async with first.lifespan():
+        for n in range(8):
+            await first.trigger("general", message, n)
+    store = FaultyStore(SQLStore(url))
+    store.fail_read = RuntimeError("a bug")  # type: ignore[assignment]
+    second = Dialogue(rooms(), store=store)
+    table = Table(second)
+    async with second.lifespan():
+        await eventually(lambda: "cannot be read for waiting hand-overs" in caplog.text)
+        assert table.data() == []
+        store.fail_read = None
+        await eventually(lambda: table.data() == [0, 1, 2])
+
+
+async def test_an_archive_that_comes_later_gets_what_is_left_of_the_log(tmp_path: Path) -> None:
+    """What retention has removed before there was an archive is no batch, not even an empty one."""
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    store = SQLStore(url)
+    first = Dialogue(rooms(), store=store)
+    async with first.lifespan():
+        for room_id, removed in (("general", 12), ("dm:a:b", 30)):
+            for n in range(30):
+                await first.trigger(room_id, message, n)
+            await store.remove(room_id, "message", removed)
+    second = Dialogue(rooms(), store=url, limits=Limits(handover_batch_events=5))
+    table = Table(second)
+    async with second.lifespan():
+        await eventually(lambda: table.data() == list(range(12, 25)))
+        await second.trigger("dm:a:b", message, 30)
+        for n in range(31, 36):
+            await second.trigger("dm:a:b", message, n)
+        await eventually(lambda: table.data("dm:a:b") == [30])
+        await eventually(lambda: second.hub().handover.statistics().waiting_streams == 0)  # type: ignore[union-attr]
+        assert [e.data for e in await second.room("general").history(message, 0, 40)] == list(range(12, 30))[
+            ::-1
+        ]
+    assert all(seqs for _, _, seqs in table.calls)
+
+
 async def test_below_the_log_reads_come_from_the_archive(tmp_path: Path) -> None:
     """When rows have left the log one page spans ring, log and table; without seq only `next` goes past the floor."""
     store = SQLStore(f"sqlite:///{tmp_path / 'log.db'}")

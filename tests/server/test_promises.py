@@ -145,6 +145,23 @@ async def test_an_unknown_outcome_is_settled_by_keys(store: FaultyStore) -> None
         assert [e["data"] for e in await client.until_events(2)] == ["a", "b"]
 
 
+async def test_nothing_is_appended_before_a_settle_that_fails_in_any_way_is_done(
+    store: FaultyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A store that raises what it should not is asked again: else what it has recorded would never be told."""
+    dialogue = Dialogue(rooms=rooms(), store=store)
+    async with serve(dialogue) as address, wire(address) as client:
+        await client.ask("join", room="general")
+        store.fail_settle = RuntimeError("a bug")  # type: ignore[assignment]
+        store.fail_after_append = OutcomeUnknown("the connection broke")
+        publishing = asyncio.create_task(client.trigger("general", "message", 1))
+        await eventually(lambda: "settling it failed" in caplog.text)
+        second = asyncio.create_task(client.trigger("general", "message", 2))
+        store.fail_settle = None
+        assert [(await publishing)["seq"], (await second)["seq"]] == [1, 2]
+        assert [m["seq"] for m in await client.until_events(2)] == [1, 2]
+
+
 async def test_a_late_append_answers_its_publisher_and_is_told_in_order(store: FaultyStore) -> None:
     """A timeout answers the publisher and never cancels the append: the event still comes, before later ones."""
     dialogue = Dialogue(rooms(), store=store, limits=Limits(append_timeout_seconds=0.2))

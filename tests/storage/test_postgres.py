@@ -32,6 +32,7 @@ from dialogue.errors import (
 from dialogue.events import Draft
 from dialogue.storage import postgres as postgres_module
 from dialogue.storage import statements, transactions
+from dialogue.storage.administration import Database
 from dialogue.storage.base import Store
 from dialogue.storage.memory import milliseconds
 from dialogue.storage.postgres import PostgresWriter, lock_key
@@ -317,6 +318,30 @@ async def test_keys_are_found_by_their_index_in_a_log_that_was_never_analyzed(
 # Schemas
 
 
+async def test_retention_looks_at_each_stream_and_not_at_all_events(
+    store: SQLStore, postgres_url: str
+) -> None:
+    """A page of streams costs the same however long the log is, whatever the server thinks of its statistics."""
+    await store.append([draft(f"room{n % 300}", "message", data_json=b"1") for n in range(3000)])
+    rows(postgres_url, "ANALYZE dialogue_events")
+    rows(postgres_url, "ANALYZE dialogue_streams")
+    parameters = {"name_0": "message", "room_id": "", "event_name": ""}
+
+    def explain(connection: Connection) -> str:
+        compiled = statements.stored_streams(1).compile(
+            dialect=connection.dialect, compile_kwargs={"render_postcompile": True}
+        )
+        values = [(compiled.params | parameters)[name] for name in compiled.positiontup or ()]
+        return "\n".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {compiled}", tuple(values)))
+
+    assert store._writer is not None
+    plan = await store._writer.run(explain)
+    assert "Join" not in plan
+    assert "Nested Loop" not in plan
+    assert "Index Scan using uq_dialogue_events_room_id_event_name_position" in plan
+    assert len([item async for item in store.stored_streams(["message"])]) == 300
+
+
 async def test_a_missing_schema_is_refused_and_the_command_is_named(postgres: Server) -> None:
     """A server of another team's is not to be changed by a start, unless it was told to."""
     url = postgres.database(has_schema=False)
@@ -333,6 +358,30 @@ async def test_a_missing_schema_is_refused_and_the_command_is_named(postgres: Se
     with pytest.raises(SchemaMismatch, match="install that version"):
         await SQLStore(url, auto_migrate=True).open()
     postgres.drop(url)
+
+
+async def test_a_start_that_upgrades_waits_for_an_upgrade_and_finds_it_done(postgres: Server) -> None:
+    """`dialogue db upgrade` and a server that migrates by itself may start at once: neither fails over the other."""
+    url = postgres.database(has_schema=False)
+    store = SQLStore(url, auto_migrate=True)
+    waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    try:
+        async with Database(SQLStore(url)) as database:
+            await database.transact(
+                lambda connection: connection.exec_driver_sql(
+                    "SELECT pg_advisory_lock(hashtext('dialogue migration'))"
+                ).close()
+            )
+            opening = asyncio.create_task(store.open())
+            await until(lambda: rows(url, waiting))
+            # Not its `upgrade`, which in one process waits for the one that has begun.
+            await database.transact(database._store._upgrade)
+        # Its session has ended, and its lock with it.
+        await opening
+        assert store.epoch
+        await store.aclose()
+    finally:
+        postgres.drop(url)
 
 
 async def test_logs_of_two_schemas_are_two_logs(postgres: Server) -> None:
@@ -517,6 +566,34 @@ async def test_an_owner_that_missed_events_does_not_go_on(
 
 
 # Outcomes
+
+
+async def test_what_a_driver_raises_while_connecting_is_unavailable(
+    store: SQLStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A starting server's answer, or whatever an application's own creator raises, tells that nothing was done."""
+    appended = await store.append([draft(key="k")])
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no token to connect with")
+
+    rows(
+        postgres_url,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("asyncpg.connect", refuse)
+        for call in (
+            lambda: store.head("general"),
+            lambda: store.append([draft()]),
+            lambda: store.settle([draft(key="k")]),
+            lambda: store.mark_handed("general", "message", 1),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await call()
+    assert (await store.settle([draft(key="k")]))[0] is not None
+    assert (await store.head("general")).last_seq == appended[0].seq
 
 
 @pytest.mark.parametrize("lost", ["answer", "question"])

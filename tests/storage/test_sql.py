@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -500,6 +501,37 @@ async def test_a_cancelled_append_leaves_the_writer_usable(store: SQLStore, dela
     [item] = await store.append([draft()])
     assert item.seq == count + 1
     assert len((await store.page("general", limit=999)).events) == count + 1
+
+
+async def test_an_append_that_a_close_did_not_wait_for_may_have_been_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that hangs may let go later: nobody is told that nothing was recorded."""
+    monkeypatch.setattr("dialogue.storage.sql.CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("dialogue.storage.sql.CUT_SECONDS", 0.01)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def clock() -> int:
+        if is_hanging:
+            hangs.set()
+            goes_on.wait()
+        return 1
+
+    is_hanging = False
+    store = SQLStore(url(tmp_path), clock=clock)
+    await store.open()
+    is_hanging = True
+    appending = asyncio.create_task(store.append([draft()]))
+    await asyncio.to_thread(hangs.wait)
+    closing = asyncio.create_task(store.aclose())
+    with pytest.raises(OutcomeUnknown):
+        await appending
+    goes_on.set()
+    await closing
+    is_hanging = False
+    await store.open()
+    assert (await store.head("general")).last_seq == 1
+    await store.aclose()
 
 
 async def test_closing_waits_for_a_cancelled_append(tmp_path: Path) -> None:

@@ -538,6 +538,34 @@ async def test_an_edit_that_comes_after_its_deletion_changes_nothing(database: D
     await archive.aclose()
 
 
+async def test_nothing_of_what_was_replaced_stays_in_the_table(database: Database) -> None:
+    """An edit's row says which event was changed and not to what: that is in the event's own row, until it changes."""
+    archive = await opened(database, create=True)
+    await keep(archive, [event(1, "v1"), event(2, "v2")])
+    await keep(archive, [change(3, 1, "secret"), change(4, 2, "newest")])
+    await keep(archive, [change(5, 1)])
+    kept = str(await database.run("SELECT event_data FROM messages ORDER BY seq"))
+    assert "secret" not in kept
+    assert kept.count("newest") == 1
+    rows = await archive.load("general", "$edit", 0, 9)
+    assert [row["event_data"] for row in rows] == [
+        {"target_seq": 2, "event": "message"},
+        {"target_seq": 1, "event": "message"},
+    ]
+    await archive.aclose()
+
+
+async def test_an_edit_that_is_void_changes_nothing(database: Database) -> None:
+    """It was replaced before it was handed over: what replaced it comes after it, in a batch that may have to wait."""
+    archive = await opened(database, create=True)
+    await keep(archive, [event(1, "v1")])
+    await keep(archive, [event(2, {"target_seq": 1, "event": "message"}, name="$edit")])
+    [row] = shown(await archive.load_before("general", "message", 100, 9))
+    assert (row["data"], row.get("edited")) == ("v1", None)
+    assert len(await archive.load("general", "$edit", 0, 9)) == 1
+    await archive.aclose()
+
+
 async def test_a_change_reaches_events_that_still_wait_to_be_written(database: Database) -> None:
     """Batches are written in the order of their calls; an edit that is older than a deletion does not undo it."""
     archive = await opened(database, create=True)
