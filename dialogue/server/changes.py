@@ -26,6 +26,7 @@ from ..events import (
     CHANGES,
     DELETE,
     EDIT,
+    ERASED_USER,
     SERVER_KEY_PREFIX,
     Ack,
     Draft,
@@ -170,11 +171,17 @@ class Changes:
                 "Register on_erase",
             )
         hub.admission.check_user_id(user_id)
+        if user_id == ERASED_USER:
+            # What was erased has nothing left to erase; each look would find the same tombstones again, without end.
+            return 0
+        # What tells of an erasure must not be by the one who is erased: it would be found and erased in turn.
+        sender = ERASED_USER if user_id == SERVER_SENDER else SERVER_SENDER
         erased = 0
         from_room = ""
         while found := await hub.store.user_events(user_id, from_room=from_room, limit=ERASED_AT_ONCE):
             for room_id in dict.fromkeys(event.room_id for event in found):
-                erased += await self._erase(room_id, [event for event in found if event.room_id == room_id])
+                targets = [event for event in found if event.room_id == room_id]
+                erased += await self._erase(room_id, targets, sender)
             from_room = found[-1].room_id
         if archive is not None:
             # A batch that was read before its events were erased may still be on its way there.
@@ -183,7 +190,7 @@ class Changes:
             await archive.erase(user_id)
         return erased
 
-    async def _erase(self, room_id: str, found: list[UserEvent]) -> int:
+    async def _erase(self, room_id: str, found: list[UserEvent], sender: str) -> int:
         hub = self._hub
         # Open, so that its ring and its subscribers learn of it; kept open by what is queued for it. A room that is
         # no longer declared has neither.
@@ -195,7 +202,7 @@ class Changes:
             draft = Draft(
                 room_id=room_id,
                 event=DELETE,
-                sender=SERVER_SENDER,
+                sender=sender,
                 key=SERVER_KEY_PREFIX + secrets.token_hex(12),
                 data_json=target.change_json(),
                 counts_unread=False,

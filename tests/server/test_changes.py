@@ -390,3 +390,15 @@ def test_can_edit_is_checked_when_registered() -> None:
     """A hook that asks for what there is not is refused at once."""
     with pytest.raises(ConfigError, match="can_edit"):
         Dialogue(rooms(), limits=Limits()).can_edit(lambda room: True)
+
+
+@pytest.mark.parametrize("user_id", ["system", "$erased"])
+async def test_c12_an_erasure_ends_whoever_is_erased(dialogue: Dialogue, user_id: str) -> None:
+    """What tells of an erasure is never erased by it: not the server's own sender, nor who is erased already."""
+    async with dialogue.lifespan():
+        for sender in ("system", "ann"):
+            await dialogue.trigger("general", post, {"text": "mine"}, sender=sender)
+        assert await dialogue.erase_user("ann") == 1
+        # The server's own post, and the line that told of ann.
+        assert await dialogue.erase_user(user_id) == (2 if user_id == "system" else 0)
+        assert await dialogue.erase_user(user_id) == 0
