@@ -73,8 +73,9 @@ class LogLocked(StartError):
     def __init__(self, log: str, waited_seconds: float) -> None:
         self.log = log
         self.waited_seconds = waited_seconds
+        waited = f" (waited {waited_seconds:g} s for it)" if waited_seconds else ""
         super().__init__(
-            f"another process is serving the log {log} (waited {waited_seconds:g} s for it). "
+            f"another process is serving the log {log}{waited}. "
             "Two servers on one log would split its rooms: stop the other one, or give this one a log of its own"
         )
 

@@ -75,7 +75,7 @@ def test_a_terminal_sees_a_bar(url: str, tmp_path: Path, monkeypatch: pytest.Mon
         (("export", "{url}", "{folder}/nowhere/log.jsonl"), "there is no such folder"),
         (("export", "sqlite:///{folder}/none.db", "{folder}/log.jsonl"), "dialogue db upgrade"),
         (("export", "postgresql://ann:secret@127.0.0.1:1/log", "{folder}/log.jsonl"), "cannot be used"),
-        (("export", "nonsense", "{folder}/log.jsonl"), "not MODULE:ATTRIBUTE"),
+        (("export", "nonsense", "{folder}/log.jsonl"), "Write for example sqlite:///chat.db"),
         (("import", "{folder}/none.jsonl", "{url}"), "cannot be read"),
         (("import", "{folder}/log.db", "sqlite:///{folder}/new.db"), "line 1: this is not an export"),
     ],
@@ -92,3 +92,12 @@ def test_what_cannot_be_done_is_one_line(
     assert said in line
     assert "secret" not in line
     assert set(tmp_path.iterdir()) == before
+
+
+def test_an_import_makes_no_folder(url: str, tmp_path: Path) -> None:
+    """A mistyped path is refused, as it is by a start, and nothing is left of it."""
+    dialogue("export", url, tmp_path / "log.jsonl")
+    status, _, errors = dialogue("import", tmp_path / "log.jsonl", f"sqlite:///{tmp_path}/typo/new.db")
+    assert status == 1
+    assert "there is no folder" in errors
+    assert not (tmp_path / "typo").exists()

@@ -105,6 +105,12 @@ def sql_store(target: str) -> SQLStore:
 
     if "://" in target:
         return SQLStore(target)
+    if ":" not in target:
+        raise ConfigError(
+            repr(target),
+            "this is neither a database's URL nor MODULE:ATTRIBUTE",
+            "Write for example sqlite:///chat.db or chat.config:dialogue",
+        )
     store = load(target).store
     if not isinstance(store, SQLStore):
         raise ConfigError(

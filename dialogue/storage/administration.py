@@ -179,7 +179,7 @@ class Database:
             SchemaMismatch: It is behind, ahead or missing.
             StartError: It cannot be read.
         """
-        mismatch = migrate.mismatch(self.name, await self.revision())
+        mismatch = migrate.mismatch(self.name, await self.revision(), schema=self._store._schema)
         if mismatch is not None:
             raise mismatch
 
@@ -198,7 +198,7 @@ class Database:
                 # Before the revision is looked at, which another one may be changing.
                 connection.exec_driver_sql(_TAKE_MIGRATION_LOCK)
             found = migrate.current(connection)
-            mismatch = migrate.mismatch(self.name, found)
+            mismatch = migrate.mismatch(self.name, found, schema=self._store._schema)
             if mismatch is not None:
                 if migrate.check(found) == "ahead":
                     raise mismatch
@@ -219,7 +219,7 @@ class Database:
 
         Raises:
             LogLocked: A server, or another command, owns it. Not waited for.
-            StartError: The lock cannot be made.
+            StartError: The lock cannot be made, or the log's folder does not exist.
         """
         if self._path is None:
             if not await self.run(self._try_own):
@@ -229,6 +229,8 @@ class Database:
             finally:
                 await self.run(lambda connection: connection.exec_driver_sql(_FREE_LOCKS).close())
             return
+        # The lock's file is made together with its folders.
+        check_path(self._path)
         lock = LogLock(self._path)
         await lock.acquire(wait_seconds=0)
         try:

@@ -33,6 +33,24 @@ BUSY_SECONDS = 5.0
 READERS = 4
 """Connections that read our own SQLite engine; each is a thread."""
 
+URL_OPTIONS = frozenset(
+    [
+        "command_timeout",
+        "database",
+        "gsslib",
+        "host",
+        "krbsrvname",
+        "passfile",
+        "password",
+        "port",
+        "prepared_statement_cache_size",
+        "ssl",
+        "target_session_attrs",
+        "user",
+    ]
+)
+"""What a Postgres URL may say behind its question mark: what asyncpg takes as text."""
+
 _EXAMPLES = "Write sqlite:///chat.db or postgresql://user@host/database"
 
 
@@ -56,7 +74,7 @@ def parse_url(given: str | URL) -> URL:
         )
     url = url.set(drivername=DRIVERS[url.drivername])
     if url.get_backend_name() != "sqlite":
-        return url
+        return _with_options(url)
     database = url.database or ""
     if database in ("", ":memory:") or "mode" in url.query or database.startswith("file::memory:"):
         raise ConfigError(
@@ -70,6 +88,22 @@ def parse_url(given: str | URL) -> URL:
         )
     # Every connection must open the same file, also after the process has changed its directory.
     return url.set(database=str(Path(database).absolute()))
+
+
+def _with_options(url: URL) -> URL:
+    """Return a Postgres URL whose options are asyncpg's; others it would refuse with a TypeError at the start."""
+    if "sslmode" in url.query:
+        # libpq's name for it, which is what providers hand out; the values are the same.
+        options = {name: value for name, value in url.query.items() if name != "sslmode"}
+        url = url.set(query={"ssl": url.query["sslmode"], **options})
+    unknown = sorted(set(url.query) - URL_OPTIONS)
+    if unknown:
+        raise ConfigError(
+            "store",
+            f"asyncpg does not take {', '.join(map(repr, unknown))} in a URL",
+            "Leave it out, or make the engine yourself and give that: create_async_engine(..., connect_args={...})",
+        )
+    return url
 
 
 def check_path(path: Path) -> None:

@@ -75,7 +75,13 @@ def check(found: str | None) -> State:
     return "behind" if found in REVISIONS else "ahead"
 
 
-def mismatch(name: str, found: str | None) -> SchemaMismatch | None:
+def upgrade_remedy(schema: str | None) -> str:
+    """Return what to do about a log that is behind, in Postgres' *schema* if it has one of its own."""
+    # A URL cannot name the schema: the command would make a second log in the default one.
+    return UPGRADE_REMEDY if schema is None else UPGRADE_REMEDY.replace("--store URL", "MODULE:ATTRIBUTE")
+
+
+def mismatch(name: str, found: str | None, *, schema: str | None) -> SchemaMismatch | None:
     """Return the error for revision *found* of the log *name*, with the remedy; None when this code can use it."""
     state = check(found)
     if state == "current":
@@ -85,7 +91,7 @@ def mismatch(name: str, found: str | None) -> SchemaMismatch | None:
             "It was used by a later version of Dialogue: install that version, or give this one another log"
         )
     else:
-        remedy = UPGRADE_REMEDY
+        remedy = upgrade_remedy(schema)
     return SchemaMismatch(name, found or "none", HEAD, remedy)
 
 

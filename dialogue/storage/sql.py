@@ -214,7 +214,7 @@ class SQLStore(Store):
                 self.name,
                 found or "none",
                 migrate.HEAD,
-                migrate.UPGRADE_REMEDY,
+                migrate.upgrade_remedy(self._schema),
             )
         # Looked at again and again: it is shared by loops and threads, which no lock that can be awaited is.
         while not migrate.upgrade_lock.acquire(blocking=False):  # noqa: ASYNC110

@@ -30,8 +30,8 @@ from dialogue.errors import (
     StoreUnavailable,
 )
 from dialogue.events import Draft
+from dialogue.storage import migrate, statements, transactions
 from dialogue.storage import postgres as postgres_module
-from dialogue.storage import statements, transactions
 from dialogue.storage.administration import Database
 from dialogue.storage.base import Store
 from dialogue.storage.memory import milliseconds
@@ -419,6 +419,25 @@ def test_a_schema_is_for_postgres(given: str, schema: str) -> None:
     """A SQLite file has none, and an empty name is none."""
     with pytest.raises(ConfigError, match="schema="):
         SQLStore(given, schema=schema)
+
+
+async def test_providers_urls_are_taken(postgres_url: str) -> None:
+    """libpq's `sslmode`, which is in the URLs that providers hand out, is asyncpg's `ssl`."""
+    store = SQLStore(f"{postgres_url}?sslmode=prefer", auto_migrate=True)
+    await store.open()
+    await store.aclose()
+
+
+def test_an_option_that_the_driver_does_not_take_is_named() -> None:
+    """It is refused where it is written, and not with the driver's TypeError when the server starts."""
+    with pytest.raises(ConfigError, match=r"'channel_binding'.*Leave it out"):
+        SQLStore("postgresql://chat:secret@localhost/chat?sslmode=require&channel_binding=require")
+
+
+def test_a_log_in_a_schema_is_upgraded_by_its_dialogue() -> None:
+    """A URL cannot name the schema, so that the remedy must not be a URL."""
+    assert "dialogue db upgrade MODULE:ATTRIBUTE" in migrate.upgrade_remedy("realtime")
+    assert "dialogue db upgrade --store URL" in migrate.upgrade_remedy(None)
 
 
 async def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
