@@ -37,7 +37,7 @@ from ..events import (
 )
 from ..storage.archive import Archive
 from ..storage.base import Appended, UserEvent
-from .admit import check_not_publishing
+from .admit import SERVER_SENDER, check_not_publishing
 from .group_commit import Waiter
 from .handles import Client
 
