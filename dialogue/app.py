@@ -87,7 +87,7 @@ def _make_store(store: str | Store | None) -> Store:
     raise ConfigError(
         "Dialogue, field 'store'",
         f"{store!r} is neither a URL nor a Store",
-        'Write store="sqlite+aiosqlite:///chat.db", or None for memory',
+        'Write store="sqlite:///chat.db", or None for memory',
     )
 
 
@@ -136,7 +136,9 @@ class Dialogue:
         self.store = _make_store(store)
         if archive is not None and not isinstance(archive, Archive):
             raise ConfigError(
-                "Dialogue, field 'archive'", f"{archive!r} is not an Archive", "Subclass Archive"
+                "Dialogue, field 'archive'",
+                f"{archive!r} is not an Archive",
+                'Write archive=SQLArchive("sqlite:///archive.db"), or subclass Archive',
             )
         self._archive = archive
         if on_store_failure not in ("refuse", "wait"):
@@ -273,6 +275,11 @@ class Dialogue:
     def is_running(self) -> bool:
         """Whether the lifespan is entered."""
         return self._hub is not None
+
+    @property
+    def on_store_failure(self) -> str:
+        """What a publish does while the store refuses appends: ``refuse`` or ``wait``."""
+        return self._on_store_failure
 
     @property
     def has_stopped(self) -> bool:
@@ -519,7 +526,9 @@ class Dialogue:
             epoch: The ``event.epoch`` that *after* belongs to; checked if given.
 
         Raises:
-            CursorExpired: Events above *after* have been removed from the log, or *epoch* is another one.
+            CursorExpired: Events above *after* have been removed from the log; or *epoch* is another one, or *after*
+                above all that the log has recorded, as after a restored backup.
+            ValueError: *after* is no id.
             LifespanNotRunning: The server side is not running.
         """
         async with aclosing(self.hub().feeds.read(after, epoch)) as events:

@@ -227,7 +227,7 @@ def _rooms_table(dialogue: Dialogue) -> Table:
 
 
 def _events_table(dialogue: Dialogue) -> Table:
-    table = _table("Events", "Event", "Rooms", "Schema", "In memory", "Triggered by", "Kind")
+    table = _table("Events", "Event", "Rooms", "Schema", "In memory", "In the log", "Triggered by", "Kind")
     # By identity: two rooms may have different types under one name.
     types: dict[int, tuple[EventType[Any], list[str]]] = {}
     for room_type in _room_types(dialogue):
@@ -240,10 +240,23 @@ def _events_table(dialogue: Dialogue) -> Table:
             escape(", ".join(rooms)),
             "any JSON" if schema is None else escape(getattr(schema, "__name__", str(schema))),
             f"newest {event_type.history.limit}" if event_type.history else "not recorded",
+            _retention(event_type),
             "clients, server" if event_type.publish == "client" else "server only",
             event_type.kind,
         )
     return table
+
+
+def _retention(event_type: EventType[Any]) -> str:
+    if event_type.history is None:
+        return ""
+    retention = event_type.history.retention
+    if retention is None:
+        return "for ever"
+    bounds = [] if retention.max_age is None else [str(retention.max_age)]
+    if retention.max_events is not None:
+        bounds.append(f"newest {retention.max_events:,}")
+    return ", ".join(bounds)
 
 
 def _limits_table(limits: Limits) -> Table:
@@ -264,6 +277,10 @@ def _store_table(dialogue: Dialogue, archive: str) -> Table:
     name = getattr(store, "name", "")
     table.add_row("store", escape(f"{type(store).__name__} {name}".strip()))
     table.add_row("survives a restart", "yes" if store.is_durable else "no")
+    table.add_row(
+        "when it refuses an append",
+        "publishers wait" if dialogue.on_store_failure == "wait" else "publishers are refused",
+    )
     table.add_row("archive", escape(archive))
     table.add_row(
         "users",

@@ -127,13 +127,14 @@ class CursorExpired(StoreError):
 
     Args:
         removed_through_id: Everything up to and including this id may be missing; a reader that takes the loss goes
-            on after it. None where the cursor is of another life of the log.
+            on after it. None where the cursor is of another life of the log, or above all that it has recorded.
     """
 
     def __init__(self, removed_through_id: int | None) -> None:
         self.removed_through_id = removed_through_id
         super().__init__(
-            "the cursor is of another epoch: its ids mean nothing in this log"
+            "the cursor is of another life of the log, or of a time after the backup that it was restored from: "
+            "its ids mean nothing here. feed(after=0) starts again"
             if removed_through_id is None
             else f"events up to id {removed_through_id} have been removed from the log; "
             f"feed(after={removed_through_id}) goes on with what is left"

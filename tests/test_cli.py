@@ -45,7 +45,7 @@ def test_check_shows_what_is_declared(tmp_path: Path) -> None:
     lines = [" ".join(line.replace("│", " ").split()) for line in output.splitlines()]
     assert "general General [chat] message, alert 12 50" in lines
     assert "dm:{a}:{b} any no limit all in memory" in lines
-    assert "message general Message newest 7 clients, server event" in lines
+    assert "message general Message newest 7 for ever clients, server event" in lines
     assert "alert general any JSON not recorded server only notification" in lines
     assert "page_events 99 (changed) most events in a page" in lines
     assert f"store SQLStore {tmp_path / 'chat.db'}" in lines

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import Limits, RoomTypes
 from ..errors import CursorExpired, StoreUnavailable
 from ..events import Event
 from ..storage.base import FeedItem, Store
+
+T = TypeVar("T")
 
 PAGE_EVENTS = 500
 """Events that a reader takes from the log at a time."""
@@ -82,15 +84,20 @@ class Feeds:
 
     async def read(self, after: int | None, epoch: str | None) -> AsyncGenerator[Event[Any], None]:
         """Iterate over the feed; see `Dialogue.feed`."""
-        current_epoch = (
-            self._store.epoch
-        )  # kept: a closed store has none, and what is here is given out after that
+        if after is not None and (isinstance(after, bool) or not isinstance(after, int) or after < 0):
+            raise ValueError(f"after is the id of an event, or 0, and not {after!r}")
+        # Kept: a closed store has none, and what is here is given out after that.
+        current_epoch = self._store.epoch
         if epoch is not None and epoch != current_epoch:
             raise CursorExpired(None)
         reader = _Reader(self._limits.feed_queue_events)
         self._readers.add(reader)
         try:
-            last = await self._store.last_id() if after is None else after
+            newest = await self._read(self._store.last_id, if_closed=after or 0)
+            if after is not None and after > newest:
+                # A log that was restored from a backup, or another one: to wait until it gets there skips events.
+                raise CursorExpired(None)
+            last = newest if after is None else after
             while True:
                 reader.arrived.clear()
                 if reader.is_behind:
@@ -122,17 +129,21 @@ class Feeds:
         finally:
             self._readers.discard(reader)
 
-    async def _page(self, after: int) -> list[FeedItem]:
+    async def _read(self, call: Callable[[], Awaitable[T]], *, if_closed: T) -> T:
+        """Return what the store answers, however long it is away; *if_closed* when the server stops meanwhile."""
         bound = _FIRST_RETRY_SECONDS
         while True:
             try:
-                return await self._store.feed(after, limit=PAGE_EVENTS)
+                return await call()
             except StoreUnavailable as error:
                 if self._is_closed:
-                    return []
+                    return if_closed
                 self._log.warning("the feed cannot read the log, and tries again: %s", error)
             await asyncio.sleep(self._random.uniform(0, bound))
             bound = min(2 * bound, _LONGEST_RETRY_SECONDS)
+
+    async def _page(self, after: int) -> list[FeedItem]:
+        return await self._read(lambda: self._store.feed(after, limit=PAGE_EVENTS), if_closed=[])
 
     def _event(self, item: FeedItem, epoch: str) -> Event[Any]:
         found = self._room_types.find(item.room_id)

@@ -246,10 +246,12 @@ class Hub:
                 raise Backpressure("too many events wait for on_cleanup", retry_after_seconds=1)
         # The sweeper leaves rooms alone that something is queued for.
         room.last_used = self._time()
-        self.admission.check_event_name(room, draft.event)
+        is_declared = draft.event in room.room_type.events or draft.event in CHANGES
+        if not is_declared:
+            self.admission.check_event_name(room, draft.event)
         self.commit.submit(draft, publisher, ref)
         # Only now: an event that was blocked or refused must not use up a name.
-        if draft.event not in room.room_type.events and draft.event not in CHANGES:
+        if not is_declared:
             room.undeclared.add(draft.event)
 
     async def trigger(

@@ -241,33 +241,48 @@ class Session:
         for command in protocol.decode_frame(data, max_commands=self.limits.commands_per_frame):
             if self._outbox.is_above_mark:
                 await self._outbox.wait_below_mark()
-            await self._handle(command)
+            waiting = self._handle(command)
+            if waiting is not None:
+                await waiting
             if self._close is not None:
                 return False
         return True
 
-    async def _handle(self, command: Any) -> None:
+    def _handle(self, command: Any) -> Awaitable[None] | None:
+        """Take one command, and answer what is wrong with it; return what is left to await, if anything.
+
+        Most triggers leave nothing, and a coroutine for each would be a part of their cost that shows.
+        """
         if isinstance(command, protocol.BadCommand):
             self._refuse(command.ref, command.error)
-            return
+            return None
         ref: Ref = command.ref
         if isinstance(ref, str) and len(ref) > self.limits.ref_length:
             self._refuse(None, InvalidRequest(f"a ref has at most {self.limits.ref_length} characters"))
-            return
+            return None
         try:
             if not self.is_connected and not isinstance(command, protocol.Connect):
                 raise Unauthenticated("connect first")
             if self.hub.is_stopping:
                 raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
             waiting = self._handlers[type(command)](command)
-            if waiting is not None:
-                await waiting
-        except CommandError as error:
-            self._refuse(ref, error)
-        except Exception:
+        except Exception as error:
+            self._on_error(command, error)
+            return None
+        return None if waiting is None else self._finish(command, waiting)
+
+    async def _finish(self, command: Any, waiting: Awaitable[None]) -> None:
+        try:
+            await waiting
+        except Exception as error:
+            self._on_error(command, error)
+
+    def _on_error(self, command: Any, error: Exception) -> None:
+        if not isinstance(error, CommandError):
             # One command's bug must not end the connection; the log has the rest.
-            self.hub.log.exception("command %s failed", type(command).__name__)
-            self._refuse(ref, Internal())
+            self.hub.log.error("command %s failed", type(command).__name__, exc_info=error)
+            error = Internal()
+        self._refuse(command.ref, error)
 
     def _refuse(self, ref: Ref, error: CommandError) -> None:
         self.hub.metrics.errors.labels(error.code).inc()
@@ -559,8 +574,10 @@ class Session:
         room_id, appended = submission.draft.room_id, outcome.appended
         if appended is None:
             return protocol.encode_accepted(submission.ref, room_id, *ack_of(outcome))
+        # As `ack_of` has it, without a tuple for each event.
+        is_duplicate = appended.event is None
         return protocol.encode_accepted(
-            submission.ref, room_id, appended.seq, appended.id, appended.timestamp, appended.is_duplicate
+            submission.ref, room_id, appended.seq, appended.id, appended.timestamp, is_duplicate
         )
 
     def on_failed(self, submission: Submission, error: CommandError) -> None:

@@ -31,7 +31,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         publishers: How many connections.
         in_flight: Triggers that each keeps in flight.
         rooms: Over how many rooms (``bench:0``, ``bench:1``, ...) the publishers are spread.
-        has_keys: Whether each trigger has an idempotency key of 36 characters, as Dialogue's own clients send it.
+        has_keys: Whether each trigger has an idempotency key of 36 random characters.
         is_subscribed: Whether publishers receive the room's events.
         is_single: Whether each trigger has a frame of its own; else a frame holds as many as are due.
         is_checked: Whether every answer is parsed and compared; for tests, as it costs time.
@@ -186,7 +186,7 @@ class Publisher(asyncio.Protocol):
             self.sent += 1
             key = b""
             if self.plan.has_keys:
-                # Random, as Dialogue's own clients make them: that is what an index has to bear.
+                # The worst that an index may have to bear; keys of Dialogue's own clients grow with time.
                 key = b',"key":"%036x"' % getrandbits(144)
             triggers.append(
                 b'{"type":"trigger","ref":%d,"room":"%b","event":"message",'

@@ -88,6 +88,14 @@ async def test_c7_the_feed_goes_from_the_past_into_the_present(store: Store) -> 
         with pytest.raises(CursorExpired):
             async for _ in dialogue.feed(after=1, epoch="another"):
                 pass
+        with pytest.raises(CursorExpired, match="backup") as beyond:
+            async for _ in dialogue.feed(after=9):
+                pass
+        assert beyond.value.removed_through_id is None
+        for wrong in (-1, "5", 1.5, True):
+            with pytest.raises(ValueError, match="id of an event"):
+                async for _ in dialogue.feed(after=wrong):  # type: ignore[arg-type]
+                    pass
         for consumer in (first, live, again):
             await consumer.stop()
         assert not dialogue.hub().feeds.has_readers

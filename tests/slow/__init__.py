@@ -1,1 +1,1 @@
-"""Long runs: `pytest -m slow`."""
+"""Long runs: `pytest -n 0 -m slow -s`."""

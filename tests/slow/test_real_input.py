@@ -2,7 +2,7 @@
 
 ``DIALOGUE_IRC_LOG`` names the file; its lines are ``DATE HH:MM <nick> text``. Run it with::
 
-    DIALOGUE_IRC_LOG=channel.txt pytest -m slow -s tests/slow/test_real_input.py
+    DIALOGUE_IRC_LOG=channel.txt pytest -n 0 -m slow -s tests/slow/test_real_input.py
 
 It prints wall time, acks per second and the server's memory. Run as a module (``python -m
 tests.slow.test_real_input DATABASE FD``) it is that server, on a listening socket that it inherits.
