@@ -78,9 +78,14 @@ class Cluster:
             self._user = "nobody"
             shutil.chown(self._folder, self._user)
             if not all(folder.stat().st_mode & 0o001 for folder in (binaries, *binaries.parents)):
-                # Under a home that only root may enter: the server gets a copy of its own.
-                shutil.copytree(binaries.parent, self._folder / "install")
-                binaries = self._folder / "install" / binaries.name
+                # Under a home that only root may enter: the server gets a copy of its own, beside which the wheel's
+                # libraries are where its programs look for them.
+                install, copied = binaries.parent, self._folder / "install"
+                shutil.copytree(install, copied / install.parent.name / install.name)
+                libraries = install.parent.with_name(f"{install.parent.name}.libs")
+                if libraries.is_dir():
+                    shutil.copytree(libraries, copied / libraries.name)
+                binaries = copied / install.parent.name / install.name / binaries.name
         self._postgres = binaries / "postgres"
         self._data = self._folder / "data"
         self.port = free_port()
