@@ -244,7 +244,7 @@ class Server:
     def give_back(self, url: str) -> None:
         """Empty the tables of a database for another test: quicker than dropping it and making a new one."""
         self.cut(url)
-        tables = ("log", "rooms", "events", "streams", "markers")
+        tables = ("log", "rooms", "events", "streams", "markers", "created_rooms", "sessions")
         for table in tables:
             self.sql(f"DELETE FROM dialogue_{table}", database=make_url(url).database)
         self._free.append(url)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from ..events import Draft, EncodedEvent
+from .directory import Directory
 
 
 class Appended(NamedTuple):
@@ -60,10 +61,12 @@ class RoomHead(msgspec.Struct):
     Attributes:
         last_seq: The newest seq; 0 for a room without events.
         streams: The streams that ever had an event, by event name.
+        last_unread_position: How many of its events ever counted as unread.
     """
 
     last_seq: int
     streams: dict[str, StreamState]
+    last_unread_position: int = 0
 
 
 class LogPage(NamedTuple):
@@ -137,6 +140,21 @@ class Store(ABC):
     """
 
     is_durable: bool = True
+    _memory_directory: Directory | None = None
+
+    @property
+    def directory(self) -> Directory:
+        """The rooms made while running, the members and the sessions beside this log; always the same object.
+
+        Usable while the store is open. A store that does not override it gets a `MemoryDirectory`: created rooms,
+        members and sessions then live as long as the store object, whatever the log keeps.
+        """
+        if self._memory_directory is None:
+            # Imported here because it is written in terms of stores.
+            from .memory_directory import MemoryDirectory
+
+            self._memory_directory = MemoryDirectory(self)
+        return self._memory_directory
 
     @property
     @abstractmethod

@@ -16,12 +16,18 @@ import msgspec
 from sqlalchemy import Boolean, Column, Integer, Table
 
 from ..errors import TransferError
-from .tables import EncodedJSON, events, log, markers, rooms, streams
+from .tables import EncodedJSON, created_rooms, events, log, markers, rooms, streams
 
 FORMAT = "dialogue-export"
 VERSION = 1
 
-SECTIONS: dict[str, Table] = {"room": rooms, "stream": streams, "marker": markers, "event": events}
+SECTIONS: dict[str, Table] = {
+    "room": rooms,
+    "stream": streams,
+    "created_room": created_rooms,
+    "marker": markers,
+    "event": events,
+}
 """What a line of a row is called, and its table; in the order of the file, which an import can stream."""
 
 BATCH_LINES = 5_000

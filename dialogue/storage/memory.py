@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
@@ -23,6 +24,8 @@ from .base import (
     UserEvent,
     UserEvents,
 )
+from .directory import Directory, StoredPlace
+from .memory_directory import MemoryDirectory
 
 KEYS_PER_ROOM = 10_000
 """How many of a room's newest keys are remembered (DESIGN, promise 3)."""
@@ -41,14 +44,16 @@ def _seq(event: EncodedEvent) -> int:
 class _Stream:
     """The events of one stream that have not been removed: a run without holes in position.
 
-    A list with a moving start: bisect needs an index in constant time, which a deque has not.
+    A list with a moving start: bisect needs an index in constant time, which a deque has not. At the same indexes
+    `unread_positions` has the room's number of counting events through each of them.
     """
 
-    __slots__ = ("events", "last_id", "start", "state")
+    __slots__ = ("events", "last_id", "start", "state", "unread_positions")
 
     def __init__(self) -> None:
         self.state = StreamState()
         self.events: list[EncodedEvent] = []
+        self.unread_positions = array("q")
         self.start = 0
         self.last_id = 0
 
@@ -84,15 +89,17 @@ class _Stream:
         self.start = index + 1
         if self.start * 2 >= len(self.events):
             del self.events[: self.start]
+            del self.unread_positions[: self.start]
             self.start = 0
         return removed_id
 
 
 class _Room:
-    __slots__ = ("keys", "last_seq", "streams", "timestamp")
+    __slots__ = ("keys", "last_seq", "streams", "timestamp", "unread_position")
 
     def __init__(self) -> None:
         self.last_seq = 0
+        self.unread_position = 0
         self.timestamp = 0
         self.streams: dict[str, _Stream] = {}
         self.keys: OrderedDict[tuple[str, str], Appended] = OrderedDict()
@@ -125,6 +132,12 @@ class MemoryStore(Store):
         self._last_id = 0
         self._removed_through_id = 0
         self._latest: dict[tuple[str, str, str], Appended] = {}
+        self._directory = MemoryDirectory(self, locate=self._locate, check_open=self._check_open)
+
+    @property
+    def directory(self) -> Directory:
+        """Rooms made while running, members and sessions, for as long as the store is open."""
+        return self._directory
 
     @property
     def epoch(self) -> str:
@@ -153,6 +166,7 @@ class MemoryStore(Store):
         self._rooms = {}
         self._last_id = self._removed_through_id = 0
         self._latest = {}
+        self._directory.clear()
 
     def _check_open(self) -> None:
         if self._epoch is None:
@@ -251,7 +265,10 @@ class MemoryStore(Store):
         event = draft.record(
             id=self._last_id, seq=room.last_seq, position=stream.state.last, timestamp=timestamp
         )
+        if draft.counts_unread:
+            room.unread_position += 1
         stream.events.append(event)
+        stream.unread_positions.append(room.unread_position)
         stream.last_id = self._last_id
         return Appended(room.last_seq, self._last_id, timestamp, event)
 
@@ -281,7 +298,8 @@ class MemoryStore(Store):
         room = self._rooms.get(room_id)
         if room is None:
             return RoomHead(0, {})
-        return RoomHead(room.last_seq, {name: _copy(stream.state) for name, stream in room.streams.items()})
+        states = {name: _copy(stream.state) for name, stream in room.streams.items()}
+        return RoomHead(room.last_seq, states, room.unread_position)
 
     async def page(
         self,
@@ -409,6 +427,16 @@ class MemoryStore(Store):
             if event.sender == user_id
         ]
         return UserEvents([event for id_, event in sorted(found) if id_ > after], None)
+
+    def _locate(self, room_id: str, seq: int) -> StoredPlace | None:
+        """Return the oldest event of a room at or above *seq*; costs a search of each stream."""
+        room = self._rooms.get(room_id)
+        found: StoredPlace | None = None
+        for name, stream in room.streams.items() if room is not None else ():
+            index, end = stream.range(None, seq - 1)
+            if index < end and (found is None or _seq(stream.events[index]) < found.seq):
+                found = StoredPlace(_seq(stream.events[index]), name, stream.unread_positions[index])
+        return found
 
     def _find(self, room_id: str, event_name: str) -> _Stream | None:
         room = self._rooms.get(room_id)

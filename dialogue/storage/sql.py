@@ -20,6 +20,7 @@ from ..errors import ConfigError, OutcomeUnknown, SchemaMismatch, StartError, St
 from ..events import Draft
 from . import migrate, transactions
 from .base import Appended, FeedItem, LogPage, RoomHead, Store, StoredStream, StreamState, UserEvents
+from .directory import Directory
 from .engines import (
     BUSY_SECONDS,
     AsyncWriter,
@@ -33,6 +34,7 @@ from .engines import (
 from .lock import LogLock
 from .memory import milliseconds
 from .postgres import READ_SECONDS, PostgresWriter, cut_after
+from .sql_directory import SQLDirectory
 from .statements import NAMES_PER_UNION, chunks
 from .tables import log, upsert
 from .writer import Writer, connect
@@ -111,6 +113,12 @@ class SQLStore(Store):
         self._epoch: str | None = None
         self._settle_above_id = 0
         self._last_ids: tuple[int, ...] = ()
+        self._directory = SQLDirectory(read=self._read, change=self._change)
+
+    @property
+    def directory(self) -> Directory:
+        """Rooms made while running, members and sessions, in the same database; see `Store.directory`."""
+        return self._directory
 
     @property
     def name(self) -> str:
@@ -459,11 +467,12 @@ class SQLStore(Store):
         """Remove a stream's events through a position; see `Store.remove`."""
         await self._change(lambda connection: transactions.remove(connection, room_id, event_name, through))
 
-    async def _change(self, work: Callable[[Connection], None]) -> None:
+    async def _change(self, work: Callable[[Connection], T]) -> T:
+        """Return what *work* returned, committed; it is a change that may be made again."""
         try:
-            await self._write(work)
+            return await self._write(work)
         except OutcomeUnknown as error:
-            # Doing either change again does no harm, so its caller needs to know only that it is not sure.
+            # Doing it again does no harm, so its caller needs to know only that it is not sure.
             raise StoreUnavailable() from error
 
     async def streams(self) -> AsyncIterator[tuple[str, str, StreamState]]:

@@ -165,7 +165,35 @@ markers = Table(
     Column("user_id", UserId, primary_key=True),
     Column("seq", BigInteger, nullable=False),
     Column("unread_position", BigInteger, nullable=False),
+    # With the room, so that a user's rooms come in order from the index alone.
+    Index(None, "user_id", "room_id"),
 )
+
+created_rooms = Table(
+    "dialogue_created_rooms",
+    metadata,
+    Column("room_id", RoomId, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("max_size", BigInteger),
+    Column("created_by_id", UserId),
+    Column("created_at", BigInteger, nullable=False),
+)
+"""Rooms that were made while the server ran. Counters are in ``dialogue_rooms``, for every room alike."""
+
+sessions = Table(
+    "dialogue_sessions",
+    metadata,
+    Column("client_id", Key, primary_key=True),
+    Column("user_id", UserId, nullable=False),
+    Column("first_seen", BigInteger, nullable=False),
+    Column("last_seen", BigInteger, nullable=False),
+    Column("is_active", Boolean, nullable=False),
+    Column("rooms", EncodedText, nullable=False),
+    Index(None, "user_id", "last_seen", "client_id"),
+    Index(None, "last_seen", "client_id"),
+)
+"""``rooms`` is a JSON array of ids, which nothing ever searches."""
 
 
 def upsert(dialect: Dialect, table: Table, *, update: tuple[str, ...] = ()) -> Any:

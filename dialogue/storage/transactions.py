@@ -286,6 +286,7 @@ def head(connection: Connection, room_id: str) -> RoomHead:
     found = RoomHead(0, {})
     for row in connection.execute(heads_statement(1), {"room_id_0": room_id}):
         found.last_seq = row.last_seq
+        found.last_unread_position = row.last_unread_position
         if row.event_name is not None:
             found.streams[row.event_name] = StreamState(
                 row.last, row.handed_through, row.removed_through, row.removed_through_seq

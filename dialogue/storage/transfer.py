@@ -15,6 +15,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import msgspec
 from filelock import FileLock, Timeout
 from sqlalchemy import (
     Connection,
@@ -289,8 +290,9 @@ def _find_part(path: Path, row: Any) -> _Part | None:
     if found is None:
         return None
     is_same = (found.header.revision, found.header.epoch) == (migrate.HEAD, row.epoch)
-    # Rooms, streams and markers change as the log goes on: all of them are of one snapshot, or none is used.
-    has_places = all(found.counts[line] == found.header.counts[line] for line in SECTIONS if line != "event")
+    # All rows but the events change as the log goes on: all of them are of one snapshot, or none is used.
+    counts = _all_counts(found.header.counts)
+    has_places = all(found.counts[line] == counts[line] for line in SECTIONS if line != "event")
     return found if is_same and found.header.last_id <= row.last_id and has_places else None
 
 
@@ -466,7 +468,7 @@ def _check_file(path: Path, file: BinaryIO, on_check: Progress) -> _Checked:
             if (header is None) != isinstance(item, Header):
                 raise wrong(batch, "the header is missing, or there are two")
             if isinstance(item, Header):
-                header = item
+                header = msgspec.structs.replace(item, counts=_all_counts(item.counts))
                 mark = transactions.IMPORTING + hashlib.sha256(batch.header_bytes).hexdigest()[:32]
                 if migrate.check(header.revision) not in ("current", "behind"):
                     raise TransferError(
@@ -474,7 +476,7 @@ def _check_file(path: Path, file: BinaryIO, on_check: Progress) -> _Checked:
                         "Import it with that version"
                     )
             elif isinstance(item, End):
-                end = item
+                end = msgspec.structs.replace(item, counts=_all_counts(item.counts))
                 if end.counts != counts or not (end.is_resumed or header is None or header.counts == counts):
                     raise wrong(batch, "some of the rows before these lines are missing")
             elif isinstance(item, Rows):
@@ -493,6 +495,11 @@ def _check_file(path: Path, file: BinaryIO, on_check: Progress) -> _Checked:
             f"{path} is cut off behind its last whole batch. Export again: it goes on where it was"
         )
     return _Checked(header, end, mark)
+
+
+def _all_counts(counts: dict[str, int]) -> dict[str, int]:
+    """Return the counts of a file for every kind of row: an earlier version did not know them all."""
+    return dict.fromkeys(SECTIONS, 0) | counts
 
 
 def _begin(connection: Connection, database: Database, checked: _Checked) -> tuple[bool, int]:

@@ -17,6 +17,7 @@ from ..storage.base import (
     StreamState,
     UserEvents,
 )
+from ..storage.directory import Directory, Marker, RoomRecord, SessionRecord
 
 
 class FaultyStore(Store):
@@ -26,7 +27,8 @@ class FaultyStore(Store):
         fail_append: Raised by appends, before anything is recorded, while it is set.
         fail_after_append: Raised by the next append, after it has been recorded: the answer that never came.
         fail_settle: Raised by `settle` while it is set.
-        fail_read: Raised by everything that only reads, while it is set.
+        fail_read: Raised by everything that only reads, the directory's reads included, while it is set.
+        fail_directory: Raised by everything that changes the directory, before it does, while it is set.
         refuse_text: An append with a draft whose data holds these bytes raises `refuse_error`: poison.
         refuse_error: See `refuse_text`; set both.
         appended: Every group of drafts that reached the inner store, in order, refused ones left out.
@@ -40,12 +42,14 @@ class FaultyStore(Store):
         self.fail_after_append: StoreError | None = None
         self.fail_settle: StoreError | None = None
         self.fail_read: StoreError | None = None
+        self.fail_directory: StoreError | None = None
         self.refuse_text: bytes | None = None
         self.refuse_error: StoreError | None = None
         self.appended: list[list[Draft]] = []
         self._may_append = asyncio.Event()
         self._may_append.set()
         self.waiting_appends = 0
+        self._directory = FaultyDirectory(self)
 
     def hold(self) -> None:
         """Let appends wait, before they reach the inner store, until `release`."""
@@ -58,6 +62,10 @@ class FaultyStore(Store):
     @property
     def epoch(self) -> str:
         return self.inner.epoch
+
+    @property
+    def directory(self) -> Directory:
+        return self._directory
 
     async def open(self) -> None:
         await self.inner.open()
@@ -88,12 +96,13 @@ class FaultyStore(Store):
             raise self.fail_settle
         return await self.inner.settle(drafts)
 
-    def _check_read(self) -> None:
+    def check_read(self) -> None:
+        """Raise what reads are to fail with."""
         if self.fail_read is not None:
             raise self.fail_read
 
     async def head(self, room_id: str) -> RoomHead:
-        self._check_read()
+        self.check_read()
         return await self.inner.head(room_id)
 
     async def page(
@@ -105,7 +114,7 @@ class FaultyStore(Store):
         after: int | None = None,
         limit: int,
     ) -> LogPage:
-        self._check_read()
+        self.check_read()
         return await self.inner.page(
             room_id, event_names=event_names, before=before, after=after, limit=limit
         )
@@ -113,7 +122,7 @@ class FaultyStore(Store):
     async def stream_page(
         self, room_id: str, event_name: str, *, before_position: int, limit: int
     ) -> LogPage:
-        self._check_read()
+        self.check_read()
         return await self.inner.stream_page(room_id, event_name, before_position=before_position, limit=limit)
 
     async def mark_handed(self, room_id: str, event_name: str, through: int) -> None:
@@ -123,27 +132,84 @@ class FaultyStore(Store):
         await self.inner.remove(room_id, event_name, through)
 
     async def streams(self) -> AsyncIterator[tuple[str, str, StreamState]]:
-        self._check_read()
+        self.check_read()
         async for stream in self.inner.streams():
             yield stream
 
     async def feed(self, after: int, *, limit: int) -> list[FeedItem]:
-        self._check_read()
+        self.check_read()
         return await self.inner.feed(after, limit=limit)
 
     async def last_id(self) -> int:
-        self._check_read()
+        self.check_read()
         return await self.inner.last_id()
 
     async def stored_streams(self, event_names: Collection[str]) -> AsyncIterator[StoredStream]:
-        self._check_read()
+        self.check_read()
         async for stream in self.inner.stored_streams(event_names):
             yield stream
 
     async def position_before(self, room_id: str, event_name: str, *, timestamp: int, limit: int) -> int:
-        self._check_read()
+        self.check_read()
         return await self.inner.position_before(room_id, event_name, timestamp=timestamp, limit=limit)
 
     async def user_events(self, user_id: str, *, after: int, limit: int) -> UserEvents:
-        self._check_read()
+        self.check_read()
         return await self.inner.user_events(user_id, after=after, limit=limit)
+
+
+class FaultyDirectory(Directory):
+    """The inner store's directory, which fails when its `FaultyStore` says so."""
+
+    def __init__(self, store: FaultyStore) -> None:
+        self._store = store
+
+    def _read(self) -> Directory:
+        self._store.check_read()
+        return self._store.inner.directory
+
+    def _change(self) -> Directory:
+        if self._store.fail_directory is not None:
+            raise self._store.fail_directory
+        return self._store.inner.directory
+
+    async def rooms(self) -> list[RoomRecord]:
+        return await self._read().rooms()
+
+    async def save_room(self, record: RoomRecord) -> None:
+        await self._change().save_room(record)
+
+    async def remove_room(self, room_id: str) -> None:
+        await self._change().remove_room(room_id)
+
+    async def add_member(self, room_id: str, user_ids: Sequence[str]) -> list[Marker]:
+        return await self._change().add_member(room_id, user_ids)
+
+    async def remove_member(self, room_id: str, user_id: str) -> bool:
+        return await self._change().remove_member(room_id, user_id)
+
+    async def members(self, room_id: str, *, after: str = "", limit: int) -> list[str]:
+        return await self._read().members(room_id, after=after, limit=limit)
+
+    async def markers(self, user_id: str, room_ids: Collection[str] | None = None) -> list[Marker]:
+        return await self._read().markers(user_id, room_ids)
+
+    async def mark_read(
+        self, room_id: str, user_id: str, seq: int, *, uncounted: Collection[str]
+    ) -> Marker | None:
+        return await self._change().mark_read(room_id, user_id, seq, uncounted=uncounted)
+
+    async def save_sessions(self, records: Sequence[SessionRecord]) -> None:
+        await self._change().save_sessions(records)
+
+    async def sessions(self, user_id: str | None = None, *, limit: int) -> list[SessionRecord]:
+        return await self._read().sessions(user_id, limit=limit)
+
+    async def end_sessions(self) -> int:
+        return await self._change().end_sessions()
+
+    async def remove_sessions(self, *, before: int) -> int:
+        return await self._change().remove_sessions(before=before)
+
+    async def forget_user(self, user_id: str) -> None:
+        await self._change().forget_user(user_id)

@@ -41,3 +41,22 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind."""
     with empty(request.param, tmp_path) as url:
         yield url
+
+
+class PostgresDatabases:
+    """What a contract over Postgres is mixed with: a database per folder, given back after each test."""
+
+    @pytest.fixture(autouse=True)
+    def _databases(self) -> Iterator[None]:
+        self.urls: dict[Path, str] = {}
+        yield
+        for url in self.urls.values():
+            server().give_back(url)
+
+    def url(self, folder: Path) -> str:
+        """Return the database of *folder*."""
+        for gone in [used for used in self.urls if not used.is_dir()]:
+            server().give_back(self.urls.pop(gone))
+        if folder not in self.urls:
+            self.urls[folder] = server().database()
+        return self.urls[folder]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
 from random import Random, randrange
@@ -42,26 +42,12 @@ from dialogue.testing.store_contract import StoreContract, decoded, draft, recor
 
 from ..postgres import Cluster, Server, free_port, server
 from ..proxy import Proxy
+from .databases import PostgresDatabases
 from .test_sql import OwnEngineStore, writer_sql
 
 
-class PostgresContract(StoreContract):
+class PostgresContract(PostgresDatabases, StoreContract):
     """The contract with a database per folder."""
-
-    @pytest.fixture(autouse=True)
-    def _databases(self) -> Iterator[None]:
-        self.urls: dict[Path, str] = {}
-        yield
-        for url in self.urls.values():
-            server().give_back(url)
-
-    def url(self, folder: Path) -> str:
-        """Return the database of *folder*."""
-        for gone in [used for used in self.urls if not used.is_dir()]:
-            server().give_back(self.urls.pop(gone))
-        if folder not in self.urls:
-            self.urls[folder] = server().database()
-        return self.urls[folder]
 
 
 class TestPostgresStore(PostgresContract):

@@ -28,7 +28,7 @@ from dialogue.storage.administration import Database
 from dialogue.storage.export_format import SECTIONS
 from dialogue.storage.lock import LogLock
 from dialogue.storage.sql import SQLStore
-from dialogue.storage.tables import events, log, markers, metadata, rooms
+from dialogue.storage.tables import created_rooms, events, log, markers, metadata, rooms, sessions
 from dialogue.storage.transfer import export_log, import_log, part_path
 from dialogue.testing.store_contract import draft
 
@@ -61,7 +61,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def fill(url: str, count: int = 400) -> None:
-    """Make a log with events, markers, handed and removed places, and flags."""
+    """Make a log with events, created rooms, markers, handed and removed places, and flags."""
     store = SQLStore(url, auto_migrate=True)
     await store.open()
     choose = random.Random(count)
@@ -92,6 +92,20 @@ async def fill(url: str, count: int = 400) -> None:
             [
                 {"room_id": "general", "user_id": f"user {n}", "seq": n, "unread_position": n}
                 for n in range(90)
+            ],
+        )
+        connection.execute(
+            insert(created_rooms),
+            [
+                {
+                    "room_id": f"room {n}",
+                    "name": f"Räume {n}",
+                    "description": "",
+                    "max_size": n or None,
+                    "created_by_id": "ann" if n % 2 else None,
+                    "created_at": n,
+                }
+                for n in range(20)
             ],
         )
         connection.execute(update(events).where(events.c.id % 7 == 0).values(is_edited=True))
@@ -153,7 +167,8 @@ async def assert_same(path: Path, folder: Path, expected: Rows) -> None:
 
 def test_every_table_is_exported() -> None:
     """A table that is added must be exported too, or be named here with the reason."""
-    assert {table.name for table in SECTIONS.values()} | {log.name} == set(metadata.tables)
+    # The header has the log's one row; sessions are of the server that had the connections.
+    assert {table.name for table in SECTIONS.values()} | {log.name, sessions.name} == set(metadata.tables)
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "log.jsonl.gz"])
@@ -166,6 +181,7 @@ async def test_a_round_trip_is_exact(tmp_path: Path, name: str, kinds: tuple[str
         before = await dump(urls[0])
         assert len(before["dialogue_events"]) == 401 - 17
         assert len(before["dialogue_markers"]) == 90
+        assert len(before["dialogue_created_rooms"]) == 20
         for number, (source, target) in enumerate(pairwise(urls)):
             path = tmp_path / f"{number}{name}"
             exported = await export(source, path)
