@@ -14,6 +14,7 @@ import msgspec
 from dialogue import Store, StoreUnavailable
 from dialogue.events import CHANGES, Draft, EncodedEvent, payload_of, repack
 from dialogue.storage.base import Appended, FeedItem, LogPage, RoomHead, StoredStream, StreamState, UserEvents
+from dialogue.storage.directory import Directory
 
 
 class SealedStore(Store):
@@ -31,6 +32,10 @@ class SealedStore(Store):
         self._seal = seal
         self._unseal = unseal
         self.is_durable = inner.is_durable
+
+    @property
+    def directory(self) -> Directory:
+        return self._inner.directory  # no payload is in it
 
     @property
     def epoch(self) -> str:
@@ -107,18 +112,16 @@ class SealedStore(Store):
         after: int | None = None,
         limit: int,
     ) -> LogPage:
-        page = await self._inner.page(
+        got = await self._inner.page(
             room_id, event_names=event_names, before=before, after=after, limit=limit
         )
-        return self._opened_page(page)
+        return self._opened_page(got)
 
     async def stream_page(
         self, room_id: str, event_name: str, *, before_position: int, limit: int
     ) -> LogPage:
-        page = await self._inner.stream_page(
-            room_id, event_name, before_position=before_position, limit=limit
-        )
-        return self._opened_page(page)
+        got = await self._inner.stream_page(room_id, event_name, before_position=before_position, limit=limit)
+        return self._opened_page(got)
 
     async def mark_handed(self, room_id: str, event_name: str, through: int) -> None:
         await self._inner.mark_handed(room_id, event_name, through)

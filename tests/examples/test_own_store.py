@@ -17,6 +17,7 @@ from dialogue import (
     StoreUnavailable,
     define_event,
 )
+from dialogue.testing.directory_contract import DirectoryContract
 from dialogue.testing.store_contract import StoreContract, decoded, draft
 from examples.own_store import SealedStore
 
@@ -46,6 +47,13 @@ class TestSealedSQLite(StoreContract):
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
         url = f"sqlite:///{folder / 'log.db'}"
         return sealing(SQLStore(url) if clock is None else SQLStore(url, clock=clock))
+
+
+class TestSealedDirectory(DirectoryContract):
+    """The directory of a store that passes on another one's."""
+
+    def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
+        return sealing(SQLStore(f"sqlite:///{folder / 'log.db'}"))
 
 
 def contents(folder: Path) -> bytes:

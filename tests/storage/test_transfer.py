@@ -564,6 +564,30 @@ async def test_a_later_versions_export_is_refused(small: tuple[Path, Path], tmp_
     assert "cannot be read" in await refused(tmp_path / "nothing.jsonl", tmp_path)
 
 
+async def test_an_earlier_versions_export_is_imported(small: tuple[Path, Path], tmp_path: Path) -> None:
+    """A file from before rooms could be made has no such rows and no count of them."""
+    batches: list[list[bytes]] = [[]]
+    for line in small[0].read_bytes().splitlines(keepends=True):
+        if line.startswith(b'{"line":"check"'):
+            batches.append([])
+            continue
+        fields = json.loads(line)
+        if fields["line"] == "created_room":
+            continue
+        if "counts" in fields:
+            del fields["counts"]["created_room"]
+            if "revision" in fields:
+                fields["revision"] = "0002"
+            line = json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+        batches[-1].append(line)
+    with small[0].open("wb") as file:
+        for batch in filter(None, batches):
+            export_format.BatchWriter(file, is_compressed=False).write([line[:-1] for line in batch])
+    expected = await dump(f"sqlite:///{tmp_path / 'small.db'}")
+    expected["dialogue_created_rooms"] = []
+    await assert_same(small[0], tmp_path, expected)
+
+
 async def test_a_file_that_was_compressed_again(small: tuple[Path, Path], tmp_path: Path) -> None:
     """By another program, into one member: it imports as well."""
     copy = tmp_path / "again.jsonl.gz"
