@@ -10,8 +10,6 @@ from types import TracebackType
 from typing import Any, overload
 from urllib.parse import urlsplit, urlunsplit
 
-from websockets.asyncio.client import ClientConnection
-
 from dialogue.config import EventType
 from dialogue.errors import ConnectionLost, DialogueError
 
@@ -38,6 +36,7 @@ from .handlers import Calls, Dispatcher, Handler, Handlers, Unsubscribe, logger
 from .pages import RoomInfo
 from .room import Room
 from .session import Session
+from .socket import OpenSocket, Socket, web_socket_opener
 
 # Whoever awaited a join runs first and adds its handlers, before the room's first event is handed out. One turn
 # would do for a plain await; a timeout around it takes more.
@@ -91,6 +90,7 @@ class DialogueClient:
         timing: Backoff and retries.
         connect_options: Further arguments of ``websockets.asyncio.client.connect``: ``ssl``, ``origin``,
             ``additional_headers``, ``proxy``, ...
+        open_socket: Opens each connection instead of a WebSocket to *url*; see `dialogue.client.socket.OpenSocket`.
     """
 
     def __init__(
@@ -106,6 +106,7 @@ class DialogueClient:
         stall_seconds: float = 1.0,
         timing: Timing | None = None,
         connect_options: Mapping[str, Any] | None = None,
+        open_socket: OpenSocket | None = None,
     ) -> None:
         self.url = url
         self.dropped_count = 0
@@ -132,8 +133,8 @@ class DialogueClient:
         self._rooms: dict[str, Room] = {}
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._connections = Connections(
-            socket_url(url),
-            options,
+            url,
+            open_socket or web_socket_opener(socket_url(url), options),
             auth=auth,
             session=self._session,
             dispatcher=self._dispatcher,
@@ -341,7 +342,7 @@ class DialogueClient:
     # ---- requests
 
     @property
-    def _connection(self) -> ClientConnection | None:
+    def _connection(self) -> Socket | None:
         return self._connections.current
 
     async def _request(self, make: Callable[[Session], int]) -> dict[str, Any]:

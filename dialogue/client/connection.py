@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
 
 from dialogue.errors import ConnectionLost
-from dialogue.protocol import CLOSE_NORMAL, decode_messages
+from dialogue.protocol import decode_messages
 
 from .handlers import Dispatcher, logger
 from .session import Session
+from .socket import OpenSocket, Socket, SocketClosed
 
 Auth = Mapping[str, Any] | Callable[[], Any] | None
 
@@ -29,8 +27,8 @@ class Connections:
     """The connections of one client, at most one at a time.
 
     Args:
-        url: Of the socket; also what the log calls the server.
-        options: For ``websockets.asyncio.client.connect``.
+        url: What the log calls the server.
+        open_socket: Opens a connection.
         auth: As `DialogueClient` has it.
         session: Told of what happens; *apply* is called after each time.
         dispatcher: While its queue is full nothing is read, unless something waits for an answer for
@@ -43,7 +41,7 @@ class Connections:
     def __init__(
         self,
         url: str,
-        options: Mapping[str, Any],
+        open_socket: OpenSocket,
         *,
         auth: Auth,
         session: Session,
@@ -54,7 +52,7 @@ class Connections:
         on_mistake: Callable[[Exception], bool],
     ) -> None:
         self._url = url
-        self._options = dict(options)
+        self._open_socket = open_socket
         self._auth = auth
         self._session = session
         self._dispatcher = dispatcher
@@ -65,7 +63,7 @@ class Connections:
         self._outgoing: deque[dict[str, Any]] = deque()
         self._has_outgoing = asyncio.Event()
         self._wants_connection = asyncio.Event()
-        self.current: ClientConnection | None = None
+        self.current: Socket | None = None
         """The connection that stands."""
         self.is_shedding = False
         """Whether the session lets recorded events pass, and has to catch up once the queue has space."""
@@ -84,7 +82,7 @@ class Connections:
     def drop(self) -> None:
         """Drop the connection without a close handshake: the other side is thought dead, and would be waited for."""
         if self.current is not None:
-            self.current.transport.abort()
+            self.current.abort()
 
     # ---- the loop
 
@@ -113,7 +111,7 @@ class Connections:
             self._cannot_open(error)
             return
         try:
-            connection = await connect(self._url, **self._options)
+            socket = await self._open_socket()
         except (TypeError, ValueError) as error:
             self._cannot_open(error)
             return
@@ -125,27 +123,25 @@ class Connections:
             self._session.open_failed(_now())
             self._apply()
             return
-        self.current = connection
+        self.current = socket
         self._outgoing.clear()
-        writer = asyncio.get_running_loop().create_task(self._write(connection))
+        writer = asyncio.get_running_loop().create_task(self._write(socket))
         try:
             self._session.opened(auth, _now())
             self._apply()
-            await self._read(connection)
+            await self._read(socket)
         finally:
             self.current = None
             writer.cancel()
             try:
                 await asyncio.wait([writer])
                 if self._session.ended is None:
-                    connection.transport.abort()
-                with contextlib.suppress(ConnectionClosed):
-                    await connection.close(CLOSE_NORMAL)
+                    socket.abort()
+                await socket.aclose()
             finally:
                 # Cancelled in one of the awaits above: the socket must not outlive the client.
-                connection.transport.abort()
-        received = connection.protocol.close_rcvd
-        self._session.closed(received.code if received else None, received.reason if received else "", _now())
+                socket.abort()
+        self._session.closed(*socket.received_close, _now())
         self._apply()
 
     async def _current_auth(self) -> dict[str, Any] | None:
@@ -164,13 +160,13 @@ class Connections:
         self._session.open_failed(_now())
         self._apply()
 
-    async def _read(self, connection: ClientConnection) -> None:
+    async def _read(self, socket: Socket) -> None:
         while self._session.ended is None:
             try:
-                messages = decode_messages(await connection.recv(decode=False))
+                messages = decode_messages(await socket.receive())
                 self._session.received(messages, _now(), is_shedding=self.is_shedding)
                 self._apply()
-            except ConnectionClosed:
+            except SocketClosed:
                 return
             except ValueError as error:
                 lost = ConnectionLost(reason=f"the server does not speak the protocol: {error}")
@@ -198,18 +194,18 @@ class Connections:
             self._session.unpaused(_now())
             self._apply()
 
-    async def _write(self, connection: ClientConnection) -> None:
+    async def _write(self, socket: Socket) -> None:
         try:
             while True:
                 while not self._outgoing:
                     self._has_outgoing.clear()
                     await self._has_outgoing.wait()
-                await connection.send(self._next_frame(), text=True)
-        except ConnectionClosed:
+                await socket.send(self._next_frame())
+        except SocketClosed:
             pass  # The reader sees it, too, and is the one who tells.
         except Exception:
             logger.exception("sending to %s failed", self._url)
-            connection.transport.abort()
+            socket.abort()
 
     def _next_frame(self) -> bytes:
         limits = self._session.limits
