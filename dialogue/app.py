@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import fields
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from .config import EventType, Hooks, Limits, RoomConfig, RoomTypes
+from .config import EventType, Hook, Hooks, Limits, RoomConfig, RoomTypes
 from .core.cursor import MAX_SEQ
 from .errors import ConfigError, LifespanNotRunning, StartError
 from .events import Ack, Event, as_mapping
+from .overriding import UNCHANGED, Unchanged, check_archive, make_store, overridden
 from .server.handles import Client, RoomHandle
 from .server.health import report
 from .server.hooks import HookRegistry, event_filter, room_filter
@@ -22,7 +23,6 @@ from .server.hub import Hub
 from .server.metrics import Metrics
 from .storage.archive import Archive
 from .storage.base import Store
-from .storage.memory import MemoryStore
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
@@ -75,22 +75,6 @@ class _HookArchive(Archive):
         await self._hooks.call("on_erase", seconds=None, user_id=user_id)
 
 
-def _make_store(store: str | Store | None) -> Store:
-    if store is None:
-        return MemoryStore()
-    if isinstance(store, Store):
-        return store
-    if isinstance(store, str):
-        from .storage.sql import SQLStore
-
-        return SQLStore(store)
-    raise ConfigError(
-        "Dialogue, field 'store'",
-        f"{store!r} is neither a URL nor a Store",
-        'Write store="sqlite:///chat.db", or None for memory',
-    )
-
-
 def _clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -133,14 +117,8 @@ class Dialogue:
         self.limits = limits or Limits()
         self.logger = logger or logging.getLogger("dialogue")
         self.metrics = Metrics()
-        self.store = _make_store(store)
-        if archive is not None and not isinstance(archive, Archive):
-            raise ConfigError(
-                "Dialogue, field 'archive'",
-                f"{archive!r} is not an Archive",
-                'Write archive=SQLArchive("sqlite:///archive.db"), or subclass Archive',
-            )
-        self._archive = archive
+        self.store = make_store(store)
+        self._archive = check_archive(archive)
         if on_store_failure not in ("refuse", "wait"):
             raise ConfigError(
                 "Dialogue, field 'on_store_failure'",
@@ -269,6 +247,28 @@ class Dialogue:
         self._hooks.add(name, function, *matches)
         return function
 
+    @contextmanager
+    def override(
+        self,
+        *,
+        store: str | Store | Unchanged | None = UNCHANGED,
+        archive: Archive | Unchanged | None = UNCHANGED,
+        limits: Limits | Unchanged | None = UNCHANGED,
+        **hooks: Hook | None,
+    ) -> Iterator[Self]:
+        """Run with another store, archive, limits or hooks while the context is entered, e.g. in a test.
+
+        Each argument has its constructor's meaning: ``store=None`` is memory, ``limits=None`` the defaults. A hook,
+        by its name (``authenticate=None``, ``before_join=guard``), takes the place of all that are registered under
+        it; None leaves none. What is registered meanwhile goes with the context. Overrides can be nested.
+
+        Raises:
+            ConfigError: The server is running; or a value or hook is not fit for its place.
+            TypeError: There is no hook of such a name.
+        """
+        with overridden(self, store=store, archive=archive, limits=limits, hooks=hooks):
+            yield self
+
     # -- running -------------------------------------------------------------------------------------------------
 
     @property
@@ -320,10 +320,11 @@ class Dialogue:
                 "Include it once; for a second server make a second Dialogue"
             )
         archive, is_readable = self._check_archive()
+        store = self.store  # What was opened is closed, also if an `override` ends before.
         hub = Hub(
             dialogue=self,
             room_types=self.room_types,
-            store=self.store,
+            store=store,
             archive=archive,
             is_archive_readable=is_readable,
             hooks=self._hooks,
@@ -339,10 +340,10 @@ class Dialogue:
         self._hub, self._loop = hub, asyncio.get_running_loop()
         self._has_run = True
         try:
-            await self.store.open()
+            await store.open()
             try:
                 if archive is not None:
-                    await archive.open(epoch=self.store.epoch)
+                    await archive.open(epoch=store.epoch)
                 self._warn(archive)
                 async with hub:
                     yield
@@ -352,7 +353,7 @@ class Dialogue:
                     if archive is not None:
                         await archive.aclose()
                 finally:
-                    await self.store.aclose()
+                    await store.aclose()
         finally:
             self._hub = self._loop = None
 

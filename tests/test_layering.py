@@ -31,9 +31,12 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"fastapi", "starlette", "prometheus_client", "uvicorn"},
     ),
     "testing": (
-        BASE | {"dialogue.storage", "dialogue.testing"},
-        {"msgspec", "pytest", "pytest_asyncio", "hypothesis"},
+        BASE
+        | {"dialogue.storage", "dialogue.testing", "dialogue.app", "dialogue.client", "dialogue.server"}
+        | {"dialogue.protocol"},
+        {"msgspec", "pytest", "pytest_asyncio", "hypothesis", "starlette"},
     ),
+    "overriding": (BASE | {"dialogue.app", "dialogue.storage"}, set()),
     "commands": (BASE | {"dialogue.app", "dialogue.commands", "dialogue.storage"}, {"rich", "typer"}),
     "client": (BASE | {"dialogue.client", "dialogue.protocol"}, {"msgspec", "websockets", "pydantic"}),
 }
@@ -95,7 +98,7 @@ def test_importing_the_doubles_needs_no_test_tools() -> None:
     """`dialogue.testing` needs no pytest; its suite, without one, says what to install."""
     code = (
         "import sys; sys.modules['hypothesis'] = None; import dialogue.testing\n"
-        "assert not {'pytest', 'pytest_asyncio'} & set(sys.modules)\n"
+        "assert not {'pytest', 'pytest_asyncio', 'fastapi', 'starlette', 'websockets'} & set(sys.modules)\n"
         "try: import dialogue.testing.store_contract\n"
         "except ImportError as error: print(error)"
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import dialogue.testing
+
 APPLICATION = """
 from dialogue import MemoryStore
 from dialogue.testing.store_contract import StoreContract
@@ -50,3 +52,14 @@ def test_the_contract_fails_for_a_store_that_loses(tmp_path: Path) -> None:
     result = run_contract(tmp_path, "Losing", "strict", tests="consecutive")
     assert result.returncode == 1, result.stdout
     assert "assert [2, 3, 4] == [1, 2, 3, 4]" in result.stdout
+
+
+def test_every_public_name_exists_and_is_in_the_reference() -> None:
+    """`__all__` promises nothing that is not there, lazy names included, and the reference has them all."""
+    text = (Path(__file__).parents[1] / "docs" / "reference" / "api.md").read_text()
+    section = text.partition("## Testing")[2].partition("\n## ")[0]
+    assert sorted(dialogue.testing.__all__) == list(dialogue.testing.__all__), "in order"
+    for name in dialogue.testing.__all__:
+        assert getattr(dialogue.testing, name).__doc__
+        assert f"| `{name}" in section, name
+    assert not hasattr(dialogue.testing, "Nonsense")

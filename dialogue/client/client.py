@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import inspect
 import random
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, overload
 from urllib.parse import urlsplit, urlunsplit
 
-import msgspec
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
-
 from dialogue.config import EventType
 from dialogue.errors import ConnectionLost, DialogueError
-from dialogue.protocol import CLOSE_NORMAL, decode_messages
 
+from .connection import Auth, Connections
 from .effects import (
     Deliver,
     DeliverMessage,
@@ -43,11 +36,7 @@ from .handlers import Calls, Dispatcher, Handler, Handlers, Unsubscribe, logger
 from .pages import RoomInfo
 from .room import Room
 from .session import Session
-
-Auth = Mapping[str, Any] | Callable[[], Any] | None
-
-_COMMANDS_PER_FRAME = 100
-_FRAME_BYTES = 65_536
+from .socket import OpenSocket, Socket, web_socket_opener
 
 # Whoever awaited a join runs first and adds its handlers, before the room's first event is handed out. One turn
 # would do for a plain await; a timeout around it takes more.
@@ -101,6 +90,7 @@ class DialogueClient:
         timing: Backoff and retries.
         connect_options: Further arguments of ``websockets.asyncio.client.connect``: ``ssl``, ``origin``,
             ``additional_headers``, ``proxy``, ...
+        open_socket: Opens each connection instead of a WebSocket to *url*; see `dialogue.client.socket.OpenSocket`.
     """
 
     def __init__(
@@ -116,15 +106,13 @@ class DialogueClient:
         stall_seconds: float = 1.0,
         timing: Timing | None = None,
         connect_options: Mapping[str, Any] | None = None,
+        open_socket: OpenSocket | None = None,
     ) -> None:
         self.url = url
         self.dropped_count = 0
         """Ephemeral events and messages dropped because no handler took them; see above."""
-        self._socket_url = socket_url(url)
-        self._auth = auth
         self._connect_timeout_seconds = connect_timeout_seconds
-        self._stall_seconds = stall_seconds
-        self._connect_options: dict[str, Any] = {
+        options: dict[str, Any] = {
             "compression": None,
             "max_size": max_frame_bytes,
             "max_queue": 4,
@@ -144,14 +132,20 @@ class DialogueClient:
         self._notices = Handlers()
         self._rooms: dict[str, Room] = {}
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._outgoing: deque[dict[str, Any]] = deque()
-        self._has_outgoing = asyncio.Event()
-        self._wants_connection = asyncio.Event()
-        self._connection: ClientConnection | None = None
+        self._connections = Connections(
+            url,
+            open_socket or web_socket_opener(socket_url(url), options),
+            auth=auth,
+            session=self._session,
+            dispatcher=self._dispatcher,
+            stall_seconds=stall_seconds,
+            apply=self._apply,
+            on_trouble=self._trouble,
+            on_mistake=self._mistaken,
+        )
         self._first: asyncio.Future[None] | None = None
         self._last_trouble: Exception | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_shedding = False
         self._is_up = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._run_task: asyncio.Task[None] | None = None
@@ -175,7 +169,7 @@ class DialogueClient:
         loop = asyncio.get_running_loop()
         self._first = loop.create_future()
         self._dispatch_task = loop.create_task(self._dispatcher.run(), name="dialogue-client-handlers")
-        self._run_task = loop.create_task(self._run(), name="dialogue-client")
+        self._run_task = loop.create_task(self._connections.run(), name="dialogue-client")
         try:
             async with asyncio.timeout(self._connect_timeout_seconds):
                 await self._first
@@ -347,6 +341,10 @@ class DialogueClient:
 
     # ---- requests
 
+    @property
+    def _connection(self) -> Socket | None:
+        return self._connections.current
+
     async def _request(self, make: Callable[[Session], int]) -> dict[str, Any]:
         if self._run_task is None and not self._is_closed:
             raise RuntimeError("connect first: use 'async with DialogueClient(...) as client:'")
@@ -397,8 +395,7 @@ class DialogueClient:
                     partial(room._calls_for_event, event, epoch), is_recorded=event.seq is not None
                 )
             case Send(commands):
-                self._outgoing.extend(commands)
-                self._has_outgoing.set()
+                self._connections.send(commands)
             case Resolved(ref, answer):
                 future = self._waiting.get(ref)
                 if future is not None and not future.done():
@@ -426,10 +423,10 @@ class DialogueClient:
             case Trouble(error):
                 self._trouble(error)
             case OpenConnection():
-                self._wants_connection.set()
+                self._connections.open()
             case DropConnection(reason):
                 logger.info("dropping the connection to %s: %s", self.url, reason)
-                self._drop()
+                self._connections.drop()
             case Ended(error):
                 self._ended(error)
 
@@ -446,7 +443,7 @@ class DialogueClient:
 
     def _ended(self, error: DialogueError) -> None:
         # Who waits for nothing has to wake up to see that it is over.
-        self._wants_connection.set()
+        self._connections.open()
         if self._first is not None and not self._first.done():
             self._first.set_exception(error)
             self._first.exception()  # `connect` may have been cancelled.
@@ -457,6 +454,12 @@ class DialogueClient:
         self._last_trouble = error
         logger.warning("%s: %s", self.url, error)
         self._notify("error", error)
+
+    def _mistaken(self, error: Exception) -> bool:
+        if self._first is None or self._first.done():
+            return False
+        self._first.set_exception(error)
+        return True
 
     # ---- the queue of handlers
 
@@ -481,8 +484,8 @@ class DialogueClient:
         return [(fn, (data,)) for fn in self._messages.get(event_name)]
 
     def _has_space(self) -> None:
-        if self._is_shedding:
-            self._is_shedding = False
+        if self._connections.is_shedding:
+            self._connections.is_shedding = False
             self._session.catch_up()
             self._apply()
 
@@ -503,152 +506,6 @@ class DialogueClient:
         self._timer = None
         self._session.tick(_now())
         self._apply()
-
-    # ---- the connection
-
-    async def _run(self) -> None:
-        try:
-            self._session.start(_now())
-            self._apply()
-            while self._session.ended is None:
-                await self._wants_connection.wait()
-                self._wants_connection.clear()
-                if self._session.ended is None:
-                    await self._connect_once()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            # A fault of the client itself; those who wait must hear of it rather than wait for ever.
-            logger.exception("the client failed")
-            self._session.stop()
-            self._last_trouble = error
-            self._apply()
-
-    async def _connect_once(self) -> None:
-        try:
-            auth = await self._current_auth()
-        except Exception as error:
-            self._cannot_open(error)
-            return
-        try:
-            connection = await connect(self._socket_url, **self._connect_options)
-        except (TypeError, ValueError) as error:
-            self._cannot_open(error)
-            return
-        except Exception as error:
-            # Refused, no such host, 403, 503, no handshake in time: all may pass, none ends the retrying.
-            lost = ConnectionLost(reason=f"{type(error).__name__}: {error}")
-            lost.__cause__ = error
-            self._trouble(lost)
-            self._session.open_failed(_now())
-            self._apply()
-            return
-        self._connection = connection
-        self._outgoing.clear()
-        writer = asyncio.get_running_loop().create_task(self._write(connection))
-        try:
-            self._session.opened(auth, _now())
-            self._apply()
-            await self._read(connection)
-        finally:
-            self._connection = None
-            writer.cancel()
-            try:
-                await asyncio.wait([writer])
-                if self._session.ended is None:
-                    connection.transport.abort()
-                with contextlib.suppress(ConnectionClosed):
-                    await connection.close(CLOSE_NORMAL)
-            finally:
-                # Cancelled in one of the awaits above: the socket must not outlive the client.
-                connection.transport.abort()
-        received = connection.protocol.close_rcvd
-        self._session.closed(received.code if received else None, received.reason if received else "", _now())
-        self._apply()
-
-    async def _current_auth(self) -> dict[str, Any] | None:
-        auth = self._auth
-        if callable(auth):
-            auth = auth()
-            if inspect.isawaitable(auth):
-                auth = await auth
-        return None if auth is None else dict(auth)
-
-    def _cannot_open(self, error: Exception) -> None:
-        if self._first is not None and not self._first.done():
-            # Most likely a mistake in the auth function or the options; nobody is served by trying it for ever.
-            self._first.set_exception(error)
-            return
-        self._trouble(error)
-        self._session.open_failed(_now())
-        self._apply()
-
-    async def _read(self, connection: ClientConnection) -> None:
-        while self._session.ended is None:
-            try:
-                messages = decode_messages(await connection.recv(decode=False))
-                self._session.received(messages, _now(), is_shedding=self._is_shedding)
-                self._apply()
-            except ConnectionClosed:
-                return
-            except ValueError as error:
-                lost = ConnectionLost(reason=f"the server does not speak the protocol: {error}")
-                self._apply()
-                self._trouble(lost)
-                return
-            if self._dispatcher.is_full and not self._is_shedding:
-                await self._wait_for_space()
-
-    async def _wait_for_space(self) -> None:
-        self._session.paused(_now())
-        self._apply()
-        try:
-            while self._dispatcher.is_full:
-                done_count = self._dispatcher.done_count
-                try:
-                    async with asyncio.timeout(self._stall_seconds):
-                        await self._dispatcher.wait_for_space()
-                except TimeoutError:
-                    # A handler that waits, however indirectly, for an answer that is not read would wait for ever.
-                    if self._session.has_pending and self._dispatcher.done_count == done_count:
-                        self._is_shedding = True
-                        return
-        finally:
-            self._session.unpaused(_now())
-            self._apply()
-
-    async def _write(self, connection: ClientConnection) -> None:
-        try:
-            while True:
-                while not self._outgoing:
-                    self._has_outgoing.clear()
-                    await self._has_outgoing.wait()
-                await connection.send(self._next_frame(), text=True)
-        except ConnectionClosed:
-            pass  # The reader sees it, too, and is the one who tells.
-        except Exception:
-            logger.exception("sending to %s failed", self.url)
-            connection.transport.abort()
-
-    def _next_frame(self) -> bytes:
-        limits = self._session.limits
-        most_commands = min(_COMMANDS_PER_FRAME, limits.get("commands_per_frame", _COMMANDS_PER_FRAME))
-        most_bytes = min(_FRAME_BYTES, limits.get("frame_bytes", _FRAME_BYTES))
-        parts: list[bytes] = []
-        size = 2
-        while self._outgoing and len(parts) < most_commands:
-            part = msgspec.json.encode(self._outgoing[0])
-            if parts and size + len(part) + 1 > most_bytes:
-                break
-            self._outgoing.popleft()
-            parts.append(part)
-            size += len(part) + 1
-        return b"[" + b",".join(parts) + b"]"
-
-    def _drop(self) -> None:
-        # Without a close handshake: the other side is thought to be dead, and would be waited for.
-        if self._connection is not None:
-            self._connection.transport.abort()
 
 
 async def _yield() -> None:

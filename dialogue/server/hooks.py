@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..config import Hook
@@ -120,6 +120,19 @@ class HookRegistry:
         if hooks and name in SINGLE:
             raise ConfigError(f"hook {name!r}", "there is one already", "Combine them into one function")
         hooks.append(_Registered(function, _check_parameters(name, function), _is_async(function), matches))
+
+    def replaced(self, functions: Mapping[str, Hook | None]) -> HookRegistry:
+        """Return a copy in which each name of *functions* has this one hook, or none where it is None.
+
+        Raises:
+            ConfigError: A function asks for parameters that its hook has not.
+        """
+        copy = HookRegistry(logger=self._log)
+        copy._hooks = {name: [*hooks] for name, hooks in self._hooks.items() if name not in functions}
+        for name, function in functions.items():
+            if function is not None:
+                copy.add(name, function)
+        return copy
 
     def has(self, name: str) -> bool:
         """Whether such a hook is registered."""

@@ -62,13 +62,17 @@ class Session:
 
     Args:
         request: The upgrade request (headers, cookies, query, peer), for ``authenticate``.
+        known_identity: Who it is, where that is known: then ``authenticate`` is not asked.
     """
 
-    def __init__(self, hub: Hub, transport: Transport, request: Any) -> None:
+    def __init__(
+        self, hub: Hub, transport: Transport, request: Any, *, known_identity: Identity | None = None
+    ) -> None:
         self.hub = hub
         self.limits = hub.limits
         self._transport = transport
         self._request = request
+        self._known_identity = known_identity
         self._outbox = Outbox(
             transport.send, limit_bytes=hub.limits.outbox_bytes, on_overflow=self._on_overflow
         )
@@ -366,6 +370,8 @@ class Session:
 
     async def _authenticate(self, auth: dict[str, Any]) -> Identity:
         hub = self.hub
+        if self._known_identity is not None:
+            return self._known_identity
         if not hub.hooks.has("authenticate"):
             # Development mode: the client says who it is.
             user_id = auth.get("user_id", auth.get("userId"))

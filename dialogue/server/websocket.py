@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from .handles import Identity
 from .hub import Hub
 from .outbox import Frame
 from .session import Session
@@ -104,9 +105,14 @@ def origin_allowed(
 
 
 async def serve_websocket(
-    websocket: WebSocket, hub: Hub, *, allowed_origins: Collection[str], logger: logging.Logger
+    websocket: WebSocket,
+    hub: Hub,
+    *,
+    allowed_origins: Collection[str],
+    logger: logging.Logger,
+    known_identity: Identity | None = None,
 ) -> None:
-    """Check the origin, accept, and run a session until it ends."""
+    """Check the origin, accept, and run a session until it ends; see `Session` for *known_identity*."""
     origin = websocket.headers.get("origin")
     if not origin_allowed(
         origin,
@@ -131,4 +137,4 @@ async def serve_websocket(
     except (WebSocketDisconnect, RuntimeError, OSError):
         return  # gone before the upgrade
     hub.context.app = websocket.scope.get("app")
-    await Session(hub, AsgiTransport(websocket), websocket).run()
+    await Session(hub, AsgiTransport(websocket), websocket, known_identity=known_identity).run()

@@ -53,7 +53,7 @@ async def drop(client: DialogueClient) -> None:
     await until(lambda: client.state == "connected" and client._connection is not None)
     connection = client._connection
     assert connection is not None
-    connection.transport.abort()
+    connection.abort()
     await until(lambda: client._connection is not connection)
 
 

@@ -49,7 +49,7 @@ async def test_a_client_that_was_cut_off_resumes_in_the_middle(store: str | None
         assert not transcript.answers[0].is_complete
         connection = client._connection
         assert connection is not None
-        connection.transport.abort()
+        connection.abort()
         model.say("three ", "four", None)
         await until(lambda: bool(transcript.answers[0].is_complete))
         assert [one.text for one in transcript.answers] == ["one two three four"]
