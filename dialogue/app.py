@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import fields
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .config import EventType, Hook, Hooks, Limits, RoomConfig, RoomTypes
+from .config import DirectRoom, EventType, Hook, Hooks, Limits, RoomConfig, RoomTypes
 from .core.cursor import MAX_SEQ
+from .decorators import HookDecorators
 from .errors import ConfigError, LifespanNotRunning, StartError
 from .events import Ack, Event, as_mapping
 from .overriding import UNCHANGED, Unchanged, check_archive, make_store, overridden
-from .server.handles import Client, RoomHandle
+from .server.handles import Client, RoomHandle, UserRooms
 from .server.health import report
-from .server.hooks import HookRegistry, event_filter, room_filter
+from .server.hooks import HookRegistry
 from .server.hub import Hub
 from .server.metrics import Metrics
 from .storage.archive import Archive
@@ -26,9 +27,6 @@ from .storage.base import Store
 
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
-
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 _COUNTED_ROWS = 500
 """Rows that ``on_load_before`` is asked for at a time where an offset has to be counted out."""
@@ -79,7 +77,7 @@ def _clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class Dialogue:
+class Dialogue(HookDecorators):
     """Rooms, their events, and what serves them.
 
     Building one does no I/O and binds no event loop; its lifespan may be entered again after it has ended.
@@ -87,6 +85,7 @@ class Dialogue:
 
     Args:
         rooms: By room id or pattern (``"dm:{a}:{b}"``).
+        client_rooms: What a room is that clients make while running (``create_room``); None: they may make none.
         store: Where recorded events live: a URL (``sqlite+aiosqlite:///chat.db``), a `Store`, or None for memory.
         archive: Your own storage as an `Archive`, instead of the hooks ``on_cleanup`` and ``on_load``.
         hooks: Hooks in one place; the decorators add to them.
@@ -105,6 +104,7 @@ class Dialogue:
         self,
         rooms: Mapping[str, RoomConfig],
         *,
+        client_rooms: RoomConfig | None = None,
         store: str | Store | None = None,
         archive: Archive | None = None,
         hooks: Hooks | None = None,
@@ -113,7 +113,7 @@ class Dialogue:
         allowed_origins: Collection[str] = (),
         logger: logging.Logger | None = None,
     ) -> None:
-        self.room_types = RoomTypes(rooms)
+        self.room_types = RoomTypes(rooms, client_rooms=client_rooms)
         self.limits = limits or Limits()
         self.logger = logger or logging.getLogger("dialogue")
         self.metrics = Metrics()
@@ -131,7 +131,7 @@ class Dialogue:
                 "Dialogue, field 'allowed_origins'", "a string", "Write a list: ['https://example.com']"
             )
         self._allowed_origins = tuple(allowed_origins)
-        self._hooks = HookRegistry(logger=self.logger)
+        super().__init__(HookRegistry(logger=self.logger))
         self._hub: Hub | None = None
         self._unflushed = 0
         self._has_run = False
@@ -143,109 +143,6 @@ class Dialogue:
                 function = getattr(hooks, item.name)
                 if function is not None:
                     self._hooks.add(item.name, function)
-
-    # -- hooks ---------------------------------------------------------------------------------------------------
-
-    def authenticate(self, function: F) -> F:
-        """Register the hook that tells who a connection is: ``request``, ``auth`` -> `Identity`."""
-        return self._add("authenticate", function)
-
-    def on_connected(self, function: F) -> F:
-        """Register a hook for a connection that has been told ``connected``: ``client``."""
-        return self._add("on_connected", function)
-
-    def on_disconnected(self, function: F) -> F:
-        """Register a hook for a connection that has ended: ``client``."""
-        return self._add("on_disconnected", function)
-
-    def on_joined(self, function: F) -> F:
-        """Register a hook for a connection that has joined a room: ``client``, ``room``."""
-        return self._add("on_joined", function)
-
-    def on_left(self, function: F) -> F:
-        """Register a hook for a connection that has left a room: ``client``, ``room``."""
-        return self._add("on_left", function)
-
-    def on_cleanup(self, function: F) -> F:
-        """Register the hook that stores evicted events: ``room_id``, ``event_name``, ``events`` (oldest first)."""
-        return self._add("on_cleanup", function)
-
-    def on_load(self, function: F) -> F:
-        """Register the hook that reads them back: ``room_id``, ``event_name``, ``start``, ``end``; newest first."""
-        return self._add("on_load", function)
-
-    def on_load_before(self, function: F) -> F:
-        """Register its keyset form: ``room_id``, ``event_name``, ``before`` (a seq), ``limit``; newest first."""
-        return self._add("on_load_before", function)
-
-    def on_erase(self, function: F) -> F:
-        """Register the hook that blanks a user's rows in your own storage: ``user_id``."""
-        return self._add("on_erase", function)
-
-    @overload
-    def before_join(self, *rooms: F) -> F: ...
-    @overload
-    def before_join(self, *rooms: str) -> Callable[[F], F]: ...
-    def before_join(self, *rooms: Any) -> Any:
-        """Register a guard: ``context``, ``client``, ``room``, ``params``, ``purpose``; raises `JoinDenied`.
-
-        ``@dialogue.before_join`` guards every room, ``@dialogue.before_join("dm:{a}:{b}")`` only these.
-        """
-        if len(rooms) == 1 and callable(rooms[0]):
-            return self._add("before_join", rooms[0])
-        for template in rooms:
-            if template not in self.room_types.exact and all(
-                template != room_type.template for room_type in self.room_types.patterns
-            ):
-                raise ConfigError(
-                    "hook 'before_join'",
-                    f"{template!r} is not declared",
-                    "Name a room id or pattern of 'rooms'",
-                )
-        return lambda function: self._add("before_join", function, room_filter(rooms))
-
-    @overload
-    def before_each(self, *events: F) -> F: ...
-    @overload
-    def before_each(self, *events: EventType[Any] | str) -> Callable[[F], F]: ...
-    def before_each(self, *events: Any) -> Any:
-        """Register a hook before every publish: ``context``, ``room``, ``event``.
-
-        It returns a changed `Event`, or None to leave it, or raises `Blocked`. ``@dialogue.before_each(message)``
-        is asked for these types only.
-        """
-        return self._narrowed("before_each", events)
-
-    @overload
-    def can_edit(self, *events: F) -> F: ...
-    @overload
-    def can_edit(self, *events: EventType[Any] | str) -> Callable[[F], F]: ...
-    def can_edit(self, *events: Any) -> Any:
-        """Register who else than its sender may edit or delete an event: ``context``, ``client``, ``event``.
-
-        True allows it. ``@dialogue.can_edit(message)`` is asked for these types only.
-        """
-        return self._narrowed("can_edit", events)
-
-    @overload
-    def after_each(self, *events: F) -> F: ...
-    @overload
-    def after_each(self, *events: EventType[Any] | str) -> Callable[[F], F]: ...
-    def after_each(self, *events: Any) -> Any:
-        """Register a hook after every commit: ``context``, ``room``, ``event``, ``recipient_count``."""
-        return self._narrowed("after_each", events)
-
-    def _narrowed(self, name: str, events: tuple[Any, ...]) -> Any:
-        if len(events) == 1 and callable(events[0]):
-            return self._add(name, events[0])
-        names = tuple(event.name if isinstance(event, EventType) else event for event in events)
-        return lambda function: self._add(name, function, event_filter(names))
-
-    def _add(self, name: str, function: F, *matches: Any) -> F:
-        if self._hub is not None:
-            raise ConfigError(f"hook {name!r}", "the server is running", "Register hooks before it starts")
-        self._hooks.add(name, function, *matches)
-        return function
 
     @contextmanager
     def override(
@@ -388,7 +285,7 @@ class Dialogue:
                 "development mode: there is no authenticate hook, so clients say themselves who they are"
             )
         if archive is None and not self.store.is_durable:
-            types = [*self.room_types.exact.values(), *self.room_types.patterns]
+            types = self.room_types.all
             names = {name for room_type in types for name, event in room_type.events.items() if event.history}
             if names or any(room_type.admits_any_event for room_type in types):
                 self.logger.warning(
@@ -545,13 +442,129 @@ class Dialogue:
         return RoomHandle(self.hub(), room_id)
 
     def rooms(self) -> list[RoomHandle]:
-        """Return the declared rooms, and the pattern rooms in memory."""
+        """Return the declared rooms, those that were made while running, and the pattern rooms in memory."""
         hub = self.hub()
-        return [RoomHandle(hub, room_id) for room_id in dict.fromkeys([*self.room_types.exact, *hub.rooms])]
+        room_ids = dict.fromkeys([*self.room_types.exact, *hub.registry.records, *hub.rooms])
+        return [RoomHandle(hub, room_id) for room_id in room_ids if hub.registry.find(room_id)]
+
+    # -- rooms while running -------------------------------------------------------------------------------------
+
+    async def create_room(
+        self,
+        room_id: str,
+        *,
+        name: str = "",
+        description: str = "",
+        max_size: int | None = None,
+        created_by_id: str | None = None,
+    ) -> RoomHandle:
+        """Make a room; it is kept in the store, and everyone who may see it is told.
+
+        What it is says the pattern that covers its id, else ``client_rooms``.
+
+        Args:
+            max_size: Most connections in it; None for what is declared.
+            created_by_id: The user who may delete it over a connection.
+
+        Raises:
+            InvalidRequest: Something of the above cannot be.
+            RoomExists: It is declared, or was made already.
+            PermissionDenied: No declaration covers it.
+            RateLimited: There are ``limits.created_rooms``.
+            StoreUnavailable: The store does not take it.
+            LifespanNotRunning: The server side is not running.
+        """
+        return await self.hub().registry.create(
+            room_id, name=name, description=description, max_size=max_size, created_by_id=created_by_id
+        )
+
+    async def update_room(
+        self,
+        room_id: str,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        max_size: int | Literal["unchanged"] | None = "unchanged",
+    ) -> RoomHandle:
+        """Change a room that was made while running; what is left out stays. Everyone who may see it is told.
+
+        Raises:
+            RoomNotFound: There is no such room.
+            PermissionDenied: It is declared.
+            CommandError: As for `create_room`.
+        """
+        return await self.hub().registry.update(
+            room_id, name=name, description=description, max_size=max_size
+        )
+
+    async def delete_room(self, room_id: str) -> None:
+        """Delete a room that was made while running, or one of a pattern: its history, members and connections.
+
+        What the archive has not got is handed over first; what it has got stays there. The room's seqs go on where
+        they were, should it be made again. Everyone who may see it is told.
+
+        Raises:
+            RoomNotFound: There is no such room.
+            PermissionDenied: It is declared under its own id.
+            StoreUnavailable: The store or the archive does not take it; the room is still there, and what was not
+                removed of its history too.
+        """
+        await self.hub().registry.delete(room_id)
+
+    def direct_room(self, user_id: str, other_id: str, *, template: str | None = None) -> RoomHandle:
+        """Return the `DirectRoom` of two users.
+
+        Args:
+            template: The pattern that it is declared under, where there are several.
+
+        Raises:
+            ConfigError: No `DirectRoom` is declared, or several and no *template* says which.
+            RoomNotFound: One of the ids cannot be part of a room's id.
+        """
+        found = [
+            room_type
+            for room_type in self.room_types.patterns
+            if isinstance(room_type.config, DirectRoom) and template in (None, room_type.template)
+        ]
+        if len(found) != 1 or found[0].pattern is None:
+            raise ConfigError(
+                "direct_room",
+                "no DirectRoom is declared so" if not found else "several are declared",
+                'Declare "dm:{a}:{b}": DirectRoom(...)' if not found else "Name one: template=",
+            )
+        pair = dict(zip(found[0].pattern.parameters, sorted((user_id, other_id)), strict=True))
+        return RoomHandle(self.hub(), found[0].template.format_map(pair))
+
+    # -- clients -------------------------------------------------------------------------------------------------
 
     def clients(self) -> list[Client]:
         """Return all connected clients."""
         return self.hub().context.clients
+
+    def clients_of(self, user_id: str) -> list[Client]:
+        """Return a user's connections, the oldest first."""
+        return [session.client for session in self.hub().connections.of(user_id)]
+
+    def rooms_of(self, user_id: str) -> UserRooms:
+        """Return the rooms that a user's connections are in."""
+        return UserRooms(self.hub(), user_id)
+
+    def is_in_room(self, user_id: str, room_id: str) -> bool:
+        """Whether one of a user's connections is in a room."""
+        return any(room_id in client.rooms for client in self.clients_of(user_id))
+
+    async def remove_from_room(
+        self, user_id: str, room_id: str, *, reason: str = "removed by the server"
+    ) -> None:
+        """Take a user out of a room at once: all connections, the inbox, and answers that are being made.
+
+        Whether the user may come back is for ``before_join`` to say.
+
+        Raises:
+            RoomNotFound: There is no such room.
+            StoreUnavailable: The inbox could not be written; everything else is done.
+        """
+        await self.hub().remove_from_room(user_id, room_id, reason=reason)
 
     # -- serving -------------------------------------------------------------------------------------------------
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar, cast, overload
 
-from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter
+from pydantic import PydanticUserError, TypeAdapter
 
 from .core.patterns import RoomPattern, room_id_problem
 from .errors import ConfigError
 from .events import DELETE, EDIT, KINDS, Kind
+from .limits import Limits as Limits
+from .limits import RoomLimits as RoomLimits
 
 T = TypeVar("T")
+
+Publish = Literal["client", "server"] | Callable[..., bool]
+"""Who may trigger an event: anyone in the room, the server alone, or the clients for which a function returns True."""
+
+PUBLISH_PARAMETERS = frozenset({"context", "client", "room"})
+"""What such a function may ask for by name."""
 
 MAX_EVENT_NAME_LENGTH = 100
 """Longest event name in characters; also the width of the column that keeps it."""
@@ -132,7 +141,7 @@ class EventType(Generic[T]):
     schema: Any = None
     description: str = ""
     history: History | None = None
-    publish: Literal["client", "server"] = "client"
+    publish: Publish = "client"
     kind: Kind = "event"
     counts_unread: bool = True
     adapter: TypeAdapter[T] | None = field(default=None, repr=False)
@@ -149,6 +158,32 @@ class EventType(Generic[T]):
         return self.adapter.validate_python(data)
 
 
+def _check_publish(where: str, publish: Callable[..., bool]) -> None:
+    """Check that *publish* can be asked with what there is.
+
+    Raises:
+        ConfigError: It is async, or asks for something else.
+    """
+    where = f"{where}, field 'publish'"
+    if inspect.iscoroutinefunction(publish):
+        raise ConfigError(where, "it is async", "Give a plain function; what it needs is in client.claims")
+    try:
+        parameters = inspect.signature(publish).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(where, f"{publish!r} has no signature", "Give a function") from error
+    for parameter in parameters:
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL) or (
+            parameter.kind is not parameter.VAR_KEYWORD
+            and parameter.name not in PUBLISH_PARAMETERS
+            and parameter.default is parameter.empty
+        ):
+            raise ConfigError(
+                where,
+                f"it asks for {parameter.name!r}",
+                f"It asks by name for what it wants of: {', '.join(sorted(PUBLISH_PARAMETERS))}",
+            )
+
+
 @overload
 def define_event(
     name: str,
@@ -156,7 +191,7 @@ def define_event(
     schema: type[T],
     description: str = "",
     history: History | None = None,
-    publish: Literal["client", "server"] = "client",
+    publish: Publish = "client",
     kind: Kind = "event",
     counts_unread: bool | None = None,
 ) -> EventType[T]: ...
@@ -167,7 +202,7 @@ def define_event(
     schema: None = None,
     description: str = "",
     history: History | None = None,
-    publish: Literal["client", "server"] = "client",
+    publish: Publish = "client",
     kind: Kind = "event",
     counts_unread: bool | None = None,
 ) -> EventType[Any]: ...
@@ -178,7 +213,7 @@ def define_event(
     schema: Any,
     description: str = "",
     history: History | None = None,
-    publish: Literal["client", "server"] = "client",
+    publish: Publish = "client",
     kind: Kind = "event",
     counts_unread: bool | None = None,
 ) -> EventType[Any]: ...
@@ -188,7 +223,7 @@ def define_event(
     schema: Any = None,
     description: str = "",
     history: History | None = None,
-    publish: Literal["client", "server"] = "client",
+    publish: Publish = "client",
     kind: Kind = "event",
     counts_unread: bool | None = None,
 ) -> EventType[Any]:
@@ -201,7 +236,9 @@ def define_event(
         description: For people and generated documents.
         history: That the events are recorded, and how many stay in memory; without it the type is ephemeral:
             no seq, never stored, delivered to everyone but the connection that sent it.
-        publish: ``"client"``: clients and the server may trigger it; ``"server"``: clients may not.
+        publish: ``"client"``: clients and the server may trigger it; ``"server"``: clients may not; a function: those
+            clients for which it returns True. It asks by name for what it wants of ``context``, ``client`` and
+            ``room``, and is called in the event loop for each trigger, so that it must not block.
         kind: What the events are for; clients can filter history by it.
         counts_unread: Whether an event raises its room's unread count; by default if it is recorded.
 
@@ -218,12 +255,14 @@ def define_event(
         raise ConfigError(
             f"{where}, field 'history'", f"{history!r} is not a History", "Write history=History(limit=100)"
         )
-    if publish not in ("client", "server"):
+    if not callable(publish) and publish not in ("client", "server"):
         raise ConfigError(
             f"{where}, field 'publish'",
-            f"{publish!r} is neither 'client' nor 'server'",
-            "Choose one of the two",
+            f"{publish!r} is neither 'client' nor 'server', nor a function",
+            "Choose one of the two, or give a function that returns a bool",
         )
+    if callable(publish):
+        _check_publish(where, publish)
     if kind not in KINDS:
         raise ConfigError(
             f"{where}, field 'kind'", f"{kind!r} is not a kind", f"Choose one of {', '.join(KINDS)}"
@@ -273,6 +312,8 @@ class RoomConfig:
         default_subscriptions: Event names (or types) that a join without ``events`` subscribes to; None for all.
         sync_history_on_join: The newest events per type that a join brings; True for all that memory holds,
             False for none.
+        presence: Whether those in the room are told who else is.
+        limits: Bounds of the room's own.
     """
 
     name: str = ""
@@ -281,6 +322,29 @@ class RoomConfig:
     max_size: int | None = None
     default_subscriptions: Sequence[str | EventType[Any]] | None = None
     sync_history_on_join: bool | int = 50
+    presence: bool = True
+    limits: RoomLimits | None = None
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether the rooms admit only whom their id names, without a ``before_join`` hook."""
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectRoom(RoomConfig):
+    """Direct messages: rooms of two users, under a pattern with two parameters (``"dm:{a}:{b}"``).
+
+    The parameters are the users' ids, the smaller first (as Python sorts strings, by code point); a room id in any
+    other order is no room. Only these two are admitted, and both are members of its inbox from the first join on.
+    A user whose id has a ``:`` or ``/``, or more than 128 characters, has no such rooms. `Dialogue.direct_room`
+    makes the id.
+    """
+
+    @property
+    def is_guarded(self) -> bool:
+        """True."""
+        return True
 
 
 class RoomType:
@@ -347,6 +411,18 @@ class RoomType:
                         "Remove one, or give it another name",
                     )
                 self.events[event_type.name] = event_type
+        if isinstance(config, DirectRoom) and (self.pattern is None or len(self.pattern.parameters) != 2):
+            raise ConfigError(
+                where,
+                "a DirectRoom's id has not exactly two parameters",
+                'Declare it under a pattern like "dm:{a}:{b}"',
+            )
+        if config.limits is not None and not isinstance(config.limits, RoomLimits):
+            raise ConfigError(
+                f"{where}, field 'limits'",
+                f"{config.limits!r} is not a RoomLimits",
+                "Write limits=RoomLimits(user_triggers_per_second=1)",
+            )
         size = config.max_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ConfigError(
@@ -376,6 +452,19 @@ class RoomType:
             self.default_subscriptions = frozenset(names)
 
         self._changes = _change_types(self.events.values())
+
+    def params(self, room_id: str) -> dict[str, str] | None:
+        """Return the parameters in *room_id*, or None when this declaration does not cover it."""
+        if self.pattern is None:
+            return {} if room_id == self.template else None
+        params = self.pattern.match(room_id)
+        if params is None or room_id_problem(room_id) is not None:
+            return None
+        if isinstance(self.config, DirectRoom):
+            first, second = params.values()
+            if first > second:
+                return None
+        return params
 
     def event_type(self, name: str) -> EventType[Any] | None:
         """Return the type of event *name* in this room, or None when the room does not admit it."""
@@ -415,17 +504,21 @@ def _change_types(events: Iterable[EventType[Any]]) -> dict[str, EventType[Any]]
 class RoomTypes:
     """All declared rooms: an exact id beats a pattern, and patterns never overlap.
 
+    Attributes:
+        client_type: What a room is that clients make; None: they may not.
+
     Raises:
         ConfigError: A declaration is wrong, or two patterns overlap.
     """
 
-    __slots__ = ("exact", "patterns")
+    __slots__ = ("client_type", "exact", "patterns")
 
-    def __init__(self, rooms: Mapping[str, RoomConfig]) -> None:
+    def __init__(self, rooms: Mapping[str, RoomConfig], *, client_rooms: RoomConfig | None = None) -> None:
         if not isinstance(rooms, Mapping):
             raise ConfigError(
                 "Dialogue, field 'rooms'", "not a mapping", 'Write rooms={"general": RoomConfig(...)}'
             )
+        self.client_type = None if client_rooms is None else RoomType("client_rooms", client_rooms)
         self.exact: dict[str, RoomType] = {}
         self.patterns: list[RoomType] = []
         for template, config in rooms.items():
@@ -445,12 +538,18 @@ class RoomTypes:
     def expiring_names(self) -> list[str]:
         """Return the names of the events that have a retention in some room."""
         names: dict[str, None] = {}
-        for room_type in (*self.exact.values(), *self.patterns):
+        for room_type in self.all:
             for name in (*room_type.events, EDIT, DELETE):
                 event_type = room_type.event_type(name)
                 if event_type is not None and event_type.history and event_type.history.retention:
                     names[name] = None
         return list(names)
+
+    @property
+    def all(self) -> list[RoomType]:
+        """All declarations: exact rooms, patterns, and what clients may make."""
+        made = [] if self.client_type is None else [self.client_type]
+        return [*self.exact.values(), *self.patterns, *made]
 
     def find(self, room_id: str) -> tuple[RoomType, dict[str, str]] | None:
         """Return the type of a room and its parameters, or None when no declaration covers *room_id*."""
@@ -458,101 +557,10 @@ class RoomTypes:
         if exact is not None:
             return exact, {}
         for room_type in self.patterns:
-            params = cast(RoomPattern, room_type.pattern).match(room_id)
-            if params is not None and room_id_problem(room_id) is None:
+            params = room_type.params(room_id)
+            if params is not None:
                 return room_type, params
         return None
-
-
-class Limits(BaseModel):
-    """Every bound, with protective defaults. Nests in pydantic's ``BaseSettings``.
-
-    What is over a limit is refused with a coded error, counted in metrics, and harms nobody else.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    message_bytes: int = Field(65_536, ge=256, description="largest data of one trigger, encoded")
-    frame_bytes: int = Field(
-        1_048_576, ge=1024, description="largest frame from a client; a larger one closes with 1009"
-    )
-    frame_before_connect_bytes: int = Field(4096, ge=256, description="largest frame before `connected`")
-    commands_per_frame: int = Field(1000, ge=1, description="most commands in one frame")
-    connect_seconds: float = Field(10.0, gt=0, description="how long a connection may wait before `connect`")
-    ping_seconds: float = Field(
-        25.0, gt=0, description="silence after which a ping is sent; twice that closes"
-    )
-    ref_length: int = Field(128, ge=1, description="most characters of a textual ref")
-    key_length: int = Field(128, ge=1, le=255, description="most characters of an idempotency key")
-    user_id_length: int = Field(128, ge=1, le=255, description="most characters of a user id")
-    meta_bytes: int = Field(4096, ge=2, description="largest meta, encoded")
-    data_depth: int = Field(
-        64, ge=1, le=500, description="deepest nesting of arrays and objects in data and meta"
-    )
-    event_names_per_room: int = Field(
-        100, ge=1, description='most undeclared event names in a room with events="*"'
-    )
-    rooms_per_client: int = Field(1000, ge=1, description="most rooms that one connection may be in")
-    reads_in_flight: int = Field(8, ge=1, description="most history reads of one connection at a time")
-    errors_per_minute: int = Field(
-        120, ge=1, description="most errors of one connection; more closes with 4009"
-    )
-    outbox_bytes: int = Field(
-        1_048_576, ge=4096, description="most bytes waiting for one reader; more closes with 4008"
-    )
-    page_events: int = Field(200, ge=1, description="most events in a page")
-    page_bytes: int = Field(1_048_576, ge=4096, description="a page ends early at this size")
-    replay_events: int = Field(1000, ge=0, description="most events that a resume replays")
-    replay_bytes: int = Field(1_048_576, ge=0, description="most bytes that a resume replays")
-    append_queue_events: int = Field(10_000, ge=1, description="most events waiting for the store")
-    append_queue_bytes: int = Field(67_108_864, ge=4096, description="most bytes waiting for the store")
-    append_batch_events: int = Field(1000, ge=1, description="most events in one append")
-    append_batch_bytes: int = Field(
-        262_144,
-        ge=1,
-        description="an append, and so a live frame, ends early at this size; one event always fits",
-    )
-    append_timeout_seconds: float = Field(10.0, gt=0, description="how long a publisher waits for its append")
-    handover_queue_events: int = Field(
-        10_000,
-        ge=1,
-        description="without a durable store: most events waiting for on_cleanup, over all rooms",
-    )
-    handover_batch_events: int = Field(500, ge=1, description="most events in one call of on_cleanup")
-    handover_streams_in_flight: int = Field(8, ge=1, description="most calls of on_cleanup at a time")
-    hook_seconds: float = Field(10.0, gt=0, description="how long a hook may take (on_cleanup excepted)")
-    hook_queue_events: int = Field(
-        10_000, ge=1, description="most events waiting for after_each; more are skipped"
-    )
-    open_rooms: int = Field(100_000, ge=1, description="most rooms in memory; opening another one is refused")
-    idle_seconds: float = Field(
-        60.0, gt=0, description="how long an unused room of a durable store stays in memory"
-    )
-    retention_seconds: float = Field(
-        60.0, gt=0, description="time between two looks for what retention removes"
-    )
-    retention_batch_events: int = Field(
-        500, ge=1, description="most events that retention removes in one transaction"
-    )
-    feed_queue_events: int = Field(
-        1000,
-        ge=1,
-        description="most events waiting for one reader of a feed; one behind reads the log instead",
-    )
-    stop_seconds: float = Field(10.0, gt=0, description="how long a stop waits for appends and hand-overs")
-
-    @classmethod
-    def unlimited(cls) -> Limits:
-        """Return limits so high that only a bench should use them."""
-        high = 2**53
-        return cls(
-            **{
-                name: high
-                for name, info in cls.model_fields.items()
-                if info.annotation is int
-                and name not in ("key_length", "user_id_length", "data_depth", "handover_streams_in_flight")
-            }
-        )
 
 
 Hook = Callable[..., Any]
@@ -563,11 +571,15 @@ class Hooks:
     """All hooks in one place; each can also be given as a decorator of `Dialogue`.
 
     A hook asks by name for the parameters that it wants. ``async def`` hooks run in the loop, ``def`` hooks in a
-    worker thread, except ``before_each``, which runs inline when it is ``def``.
+    worker thread, except ``before_each`` and ``can_see``, which run inline when they are ``def``.
     """
 
     authenticate: Hook | None = None
+    on_socket_connect: Hook | None = None
+    on_socket_disconnect: Hook | None = None
     before_join: Hook | None = None
+    can_see: Hook | None = None
+    can_see_sessions: Hook | None = None
     on_connected: Hook | None = None
     on_disconnected: Hook | None = None
     on_joined: Hook | None = None
@@ -575,6 +587,10 @@ class Hooks:
     before_each: Hook | None = None
     can_edit: Hook | None = None
     after_each: Hook | None = None
+    on_triggered: Hook | None = None
+    on_room_created: Hook | None = None
+    on_room_updated: Hook | None = None
+    on_room_deleted: Hook | None = None
     on_cleanup: Hook | None = None
     on_load: Hook | None = None
     on_load_before: Hook | None = None

@@ -107,12 +107,40 @@ class Rooms(Command, tag="rooms"):
     pass
 
 
+class CreateRoom(Command, tag="create_room"):
+    room: str
+    name: str
+    description: str | None = None
+    max_size: int | None = None
+
+
+class DeleteRoom(Command, tag="delete_room"):
+    room: str
+
+
+class Presence(Command, tag="presence"):
+    room: str
+
+
 class Pong(Command, tag="pong"):
     pass
 
 
 AnyCommand = (
-    Connect | Join | Leave | Subscribe | Unsubscribe | Trigger | Edit | Delete | HistoryRead | Rooms | Pong
+    Connect
+    | Join
+    | Leave
+    | Subscribe
+    | Unsubscribe
+    | Trigger
+    | Edit
+    | Delete
+    | HistoryRead
+    | Rooms
+    | CreateRoom
+    | DeleteRoom
+    | Presence
+    | Pong
 )
 
 _frame_decoder = msgspec.json.Decoder(AnyCommand | list[AnyCommand])

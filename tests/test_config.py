@@ -71,7 +71,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "hook no function": (lambda: Hooks(on_joined=5), ["'on_joined'"]),  # type: ignore[arg-type]
     "hook with a strange parameter": (
         lambda: Dialogue({}, hooks=Hooks(on_joined=lambda clint: None)),
-        ["'on_joined'", "'clint'", "client, room"],
+        ["'on_joined'", "'clint'", "client, context, room"],
     ),
     "guard of an unknown room": (lambda: Dialogue({}).before_join("nowhere"), ["'nowhere'"]),
     "origins as a word": (lambda: Dialogue({}, allowed_origins="https://x"), ["'allowed_origins'", "list"]),

@@ -8,7 +8,7 @@ class TokenBucket:
 
     Args:
         capacity: Most tokens that gather, at least 1.
-        per_second: How many come back each second.
+        per_second: How many come back each second, above 0.
         now: The present, in seconds of any monotonic clock.
     """
 
@@ -22,9 +22,16 @@ class TokenBucket:
 
     def take(self, *, now: float) -> bool:
         """Take one token; False (and nothing is taken) when there is none."""
-        self._tokens = min(self._capacity, self._tokens + (now - self._time) * self._per_second)
-        self._time = now
+        # Those who share a bucket may have read the clock in another order than they come.
+        if now > self._time:
+            self._tokens = min(self._capacity, self._tokens + (now - self._time) * self._per_second)
+            self._time = now
         if self._tokens < 1:
             return False
         self._tokens -= 1
         return True
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long after the latest `take` there is a token again; 0 when there is one."""
+        return max(0.0, (1 - self._tokens) / self._per_second)

@@ -93,6 +93,8 @@ class Room:
     Attributes:
         last_used: When the room was last asked for, in seconds of the caller's monotonic clock.
         undeclared: The names that were admitted although none is declared (``events="*"``).
+        users: Who is in the room, with the number of their connections, in the order of their coming.
+        rates: What bounds how fast the room's own limits let it be; the caller's, None where it has none.
     """
 
     __slots__ = (
@@ -101,10 +103,12 @@ class Room:
         "last_seq",
         "last_used",
         "params",
+        "rates",
         "rings",
         "room_id",
         "room_type",
         "undeclared",
+        "users",
     )
 
     def __init__(
@@ -125,6 +129,8 @@ class Room:
         self.undeclared = {
             name for name in self.rings if name not in room_type.events and name not in CHANGES
         }
+        self.users: dict[str, int] = {}
+        self.rates: Any = None
         self._watches: list[dict[int, EncodedEvent]] = []
         # A dict keeps joining order, and removes in constant time.
         self._groups: dict[Subscription, dict[Subscriber, None]] = {}
@@ -150,6 +156,20 @@ class Room:
             group.pop(subscriber, None)
             if not group:
                 del self._groups[subscriber.subscription]
+
+    def user_entered(self, user_id: str) -> bool:
+        """Count a connection of a user; return whether it is the user's first one here."""
+        count = self.users.get(user_id, 0)
+        self.users[user_id] = count + 1
+        return not count
+
+    def user_left(self, user_id: str) -> bool:
+        """Stop counting a connection of a user; return whether it was the user's last one here."""
+        count = self.users.get(user_id, 0) - 1
+        if count > 0:
+            self.users[user_id] = count
+            return False
+        return self.users.pop(user_id, None) is not None
 
     def resubscribe(self, subscriber: Subscriber, subscription: Subscription) -> None:
         """Give *subscriber* another subscription, from the next batch on."""

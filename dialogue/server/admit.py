@@ -1,4 +1,4 @@
-"""What happens to an event before it may be appended: names, keys, and the `before_each` hooks."""
+"""What happens to an event before it may be appended: who may, limits, schema, keys, and the `before_each` hooks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
-from ..config import EventType, Limits
+from ..config import EventType, Limits, RoomLimits
 from ..core import admission
 from ..core.room import Room
 from ..errors import CommandError, EventNotAllowed, Internal, InvalidRequest, ValidationFailed
 from ..events import CHANGES, ERASED_USER, SERVER_KEY_PREFIX, Draft, Event
 from ..storage.base import Appended
-from .handles import Context, RoomHandle
+from .access import Access
+from .handles import Client, Context, RoomHandle
 from .hooks import HookRegistry
 
 SERVER_SENDER = "system"
@@ -53,6 +54,7 @@ class Admission:
         hooks: HookRegistry,
         limits: Limits,
         context: Context,
+        access: Access,
         look_up: Callable[[Draft], Awaitable[Appended | None]],
         logger: logging.Logger,
     ) -> None:
@@ -60,11 +62,75 @@ class Admission:
         self.limits = limits
         self.context = context
         self.log = logger
+        self._access = access
         self._look_up = look_up
         # Never the same again, in no other process either; and those of one user are neighbours in the log's index,
         # where random ones would touch a page each.
         self._key_prefix = SERVER_KEY_PREFIX + secrets.token_urlsafe(9)
         self._key_numbers = itertools.count()
+
+    def server_key(self) -> str:
+        """Return a key that no publisher has given, or will."""
+        return f"{self._key_prefix}{next(self._key_numbers):09x}"
+
+    def admit(
+        self,
+        room: Room,
+        client: Client,
+        event: str,
+        *,
+        data: bytes,
+        meta: bytes,
+        key: str | None,
+        now: float,
+    ) -> tuple[EventType[Any], Draft]:
+        """Return the draft of what a client triggers; where there `has_hooks`, `ask_hooks` comes next.
+
+        Args:
+            data, meta: As they came, raw JSON.
+            now: The present, for the room's own rate limits.
+
+        Raises:
+            CommandError: It is not admitted.
+        """
+        event_type = room.room_type.event_type(event)
+        if event_type is None or (
+            event_type.publish != "client"
+            and not self._access.may_publish(
+                event_type, client, lambda: RoomHandle(self.context.hub, room.room_id)
+            )
+        ):
+            raise EventNotAllowed
+        if room.rates is not None:
+            room.rates.spend_trigger(client.user_id, now=now)
+        data_json = self.encode(event_type, data, room_limits=room.room_type.config.limits)
+        meta_json = None
+        if meta != b"null":
+            meta_json = admission.encode_meta(
+                meta, max_bytes=self.limits.meta_bytes, max_depth=self.limits.data_depth
+            )
+        draft = self.draft(
+            room,
+            event_type,
+            data_json,
+            sender=client.user_id,
+            meta_json=meta_json,
+            key=self.check_key(key),
+        )
+        return event_type, draft
+
+    def encode(
+        self, event_type: EventType[Any], raw: bytes, *, room_limits: RoomLimits | None = None
+    ) -> bytes:
+        """Validate a client's raw data and return what is stored and sent.
+
+        Raises:
+            MessageTooLarge, ValidationFailed: See `admission.encode_payload`.
+        """
+        most = self.limits.message_bytes
+        if room_limits is not None and room_limits.message_bytes is not None:
+            most = min(most, room_limits.message_bytes)
+        return admission.encode_payload(event_type, raw, max_bytes=most, max_depth=self.limits.data_depth)
 
     def draft(
         self,
@@ -86,7 +152,7 @@ class Admission:
             room_id=room.room_id,
             event=event_type.name,
             sender=sender,
-            key=f"{self._key_prefix}{next(self._key_numbers):09x}" if key is None else key,
+            key=self.server_key() if key is None else key,
             data_json=data_json,
             meta_json=meta_json,
             kind=event_type.kind,
@@ -170,19 +236,16 @@ class Admission:
             )
             token = _publishing_in.set(room.room_id)
             try:
-                changed = await self.hooks.invoke(
+                changed = await self.hooks.ask(
                     "before_each",
                     hook,
                     seconds=self.limits.hook_seconds,
+                    room_id=room.room_id,
+                    event_name=draft.event,
                     context=self.context,
                     room=handle,
                     event=event,
                 )
-            except CommandError:
-                raise
-            except Exception:
-                self.log.exception("before_each failed (room %r, event %r)", room.room_id, draft.event)
-                raise Internal from None
             finally:
                 _publishing_in.reset(token)
             if changed is None:

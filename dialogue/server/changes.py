@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from ..errors import (
     CommandError,
     ConfigError,
     EventNotAllowed,
-    Internal,
     InvalidRequest,
     PermissionDenied,
     RoomNotFound,
@@ -27,7 +25,6 @@ from ..events import (
     CHANGES,
     DELETE,
     EDIT,
-    SERVER_KEY_PREFIX,
     Ack,
     Draft,
     EncodedEvent,
@@ -92,7 +89,7 @@ class Changes:
             room_id=room.room_id,
             event=DELETE if encode is None else EDIT,
             sender=sender,
-            key=SERVER_KEY_PREFIX + secrets.token_hex(12) if key is None else key,
+            key=self._hub.admission.server_key() if key is None else key,
             data_json=b"",
             counts_unread=False,
         )
@@ -142,21 +139,16 @@ class Changes:
             encoded, epoch=hub.store.epoch, event_type=room.room_type.event_type(encoded.event)
         )
         for hook in hub.hooks.matching("can_edit", room.room_id, encoded.event):
-            try:
-                allowed = await hub.hooks.invoke(
-                    "can_edit",
-                    hook,
-                    seconds=hub.limits.hook_seconds,
-                    context=hub.context,
-                    client=client,
-                    event=event,
-                )
-            except CommandError:
-                raise
-            except Exception:
-                # Fail closed: a hook that cannot decide allows nothing.
-                hub.log.exception("can_edit failed (room %r, event %r)", room.room_id, encoded.event)
-                raise Internal from None
+            allowed = await hub.hooks.ask(
+                "can_edit",
+                hook,
+                seconds=hub.limits.hook_seconds,
+                room_id=room.room_id,
+                event_name=encoded.event,
+                context=hub.context,
+                client=client,
+                event=event,
+            )
             if allowed is True:
                 return
         raise PermissionDenied("the event is not yours to change")
@@ -177,12 +169,7 @@ class Changes:
             client=None,
             key=hub.admission.check_key(key),
         )
-        if isinstance(admitted, Appended):
-            return Ack(admitted.seq, admitted.id, admitted.timestamp, True)
-        room = await hub.open_rooms.open(room_id)
-        waiter = Waiter()
-        hub.submit(room, admitted, waiter, None)
-        return await waiter.result
+        return await hub.publish(room_id, admitted)
 
     async def erase_user(self, user_id: str) -> int:
         """Erase what a user has sent; see `Dialogue.erase_user`."""
@@ -235,7 +222,7 @@ class Changes:
                 room_id=room_id,
                 event=DELETE,
                 sender=SERVER_SENDER,
-                key=SERVER_KEY_PREFIX + secrets.token_hex(12),
+                key=hub.admission.server_key(),
                 data_json=target.change_json(),
                 counts_unread=False,
                 target=target,

@@ -13,12 +13,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from random import Random
 from typing import Any, TypeVar
 
-from ..config import Limits, RoomTypes
+from ..config import Limits, RoomType
 from ..errors import CursorExpired, StoreUnavailable
 from ..events import Event
 from ..storage.base import FeedItem, Store
 
 T = TypeVar("T")
+
+Find = Callable[[str], tuple[RoomType, dict[str, str]] | None]
+"""Finds the type of a room, and its parameters."""
 
 PAGE_EVENTS = 500
 """Events that a reader takes from the log at a time."""
@@ -56,10 +59,10 @@ class Feeds:
     """The readers of the feed. Closing it ends their iterations."""
 
     def __init__(
-        self, store: Store, *, room_types: RoomTypes, limits: Limits, logger: logging.Logger, random: Random
+        self, store: Store, *, find: Find, limits: Limits, logger: logging.Logger, random: Random
     ) -> None:
         self._store = store
-        self._room_types = room_types
+        self._find = find
         self._limits = limits
         self._log = logger
         self._random = random
@@ -146,6 +149,6 @@ class Feeds:
         return await self._read(lambda: self._store.feed(after, limit=PAGE_EVENTS), if_closed=[])
 
     def _event(self, item: FeedItem, epoch: str) -> Event[Any]:
-        found = self._room_types.find(item.room_id)
+        found = self._find(item.room_id)
         event_type = found[0].event_type(item.event.event) if found is not None else None
         return Event.decode(item.event, epoch=epoch, event_type=event_type)

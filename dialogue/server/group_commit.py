@@ -104,7 +104,7 @@ def ack_of(outcome: Outcome) -> Ack:
         assert outcome.event is not None
         event: Event[Any] = Event.decode(outcome.event, epoch=None)
         return Ack(None, None, event.timestamp)
-    return Ack(appended.seq, appended.id, appended.timestamp, appended.is_duplicate)
+    return appended.ack
 
 
 class _Lookup:
@@ -143,9 +143,11 @@ Deliver = Callable[[Sequence[Outcome]], None]
 _FIRST_SETTLE_SECONDS = 0.05
 _LONGEST_SETTLE_SECONDS = 5.0
 _FIRST_RETRY_SECONDS = 0.05
+_TOLD_SECONDS = 0.005
 _LONGEST_RETRY_SECONDS = 1.0
 
 TURNS_TO_START = 2
+"""How many turns of the loop it takes until a store that was called has its thread or socket at work."""
 
 
 class Done(NamedTuple):
@@ -218,6 +220,11 @@ class GroupCommit:
     def waiting_events(self) -> int:
         """How many events are queued, being appended or about to be told."""
         return len(self._queue) + sum(map(len, self._groups))
+
+    async def wait_told(self, room_id: str) -> None:
+        """Return when nothing is on its way into a room."""
+        while room_id in self.room_ids():  # noqa: ASYNC110 - for what happens rarely, as a deletion does
+            await asyncio.sleep(_TOLD_SECONDS)
 
     def room_ids(self) -> set[str]:
         """Return the rooms that something is on its way into."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..config import EventType
 from ..core.cursor import Bound
@@ -12,6 +13,7 @@ from ..errors import RoomNotFound
 from ..events import Ack, Event
 
 if TYPE_CHECKING:
+    from ..storage.directory import RoomRecord
     from .hub import Hub
     from .session import Session
 
@@ -23,14 +25,22 @@ class Identity:
         user_id: 1 to ``limits.user_id_length`` characters.
         claims: What the credentials said, for hooks.
         meta: Anything of the application's, for hooks.
+        expires_at: When it ends, in seconds since the epoch: the connection is then closed with 4001, unless the
+            client has sent another ``connect`` with newer credentials. None: never.
     """
 
-    __slots__ = ("claims", "meta", "user_id")
+    __slots__ = ("claims", "expires_at", "meta", "user_id")
 
     def __init__(
-        self, user_id: str, claims: Mapping[str, Any] | None = None, meta: Mapping[str, Any] | None = None
+        self,
+        user_id: str,
+        claims: Mapping[str, Any] | None = None,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        expires_at: float | None = None,
     ) -> None:
         self.user_id = user_id
+        self.expires_at = expires_at
         self.claims: dict[str, Any] = dict(claims or {})
         self.meta: dict[str, Any] = dict(meta or {})
 
@@ -73,7 +83,7 @@ class Client:
     @property
     def rooms(self) -> list[str]:
         """The ids of the rooms that the connection is in, in joining order."""
-        return list(self._session.memberships)
+        return list(self._session.memberships.by_room)
 
     def subscriptions(self, room_id: str) -> list[str] | str:
         """Return the event names that the connection gets from a room, or ``"*"``.
@@ -81,7 +91,23 @@ class Client:
         Raises:
             NotJoined: It is not in the room.
         """
-        return self._session.subscriptions(room_id)
+        return self._session.memberships.subscriptions(room_id)
+
+    def subscribe(self, room_id: str, events: Sequence[str] | str) -> None:
+        """Give the connection further events of a room, named in a list, or ``"*"`` for all; from the next one on.
+
+        Raises:
+            CommandError: It is not in the room, or the room has no such event.
+        """
+        self._session.memberships.subscribe(room_id, _names(events))
+
+    def unsubscribe(self, room_id: str, events: Sequence[str] | str) -> None:
+        """Take events of a room from the connection, named in a list, or ``"*"`` for all; from the next one on.
+
+        Raises:
+            CommandError: See `subscribe`.
+        """
+        self._session.memberships.unsubscribe(room_id, _names(events))
 
     async def join(self, room_id: str, *, sync: int | None = None) -> None:
         """Put the connection into a room, as if it had joined: ``before_join`` is asked, ``joined`` is pushed.
@@ -89,7 +115,7 @@ class Client:
         Raises:
             CommandError: The room does not exist, is full, or ``before_join`` denies.
         """
-        await self._session.join(room_id, ref=None, sync=sync)
+        await self._session.memberships.join(room_id, ref=None, sync=sync)
 
     async def leave(self, room_id: str, *, reason: str = "removed by the server") -> None:
         """Take the connection out of a room and tell it; answers in flight for the room are dropped.
@@ -97,7 +123,8 @@ class Client:
         Raises:
             NotJoined: It is not in the room.
         """
-        await self._session.leave(room_id, reason=reason)
+        self._session.hub.access.revoke(self.user_id, room_id)
+        await self._session.memberships.leave(room_id, reason=reason)
 
     def send(self, event: str, data: Any) -> None:
         """Send a ``message`` to this connection alone; it is queued, and dropped if the connection is going away.
@@ -115,6 +142,12 @@ class Client:
         return f"<Client {self.client_id} user={self.user_id!r}>"
 
 
+def _names(events: Sequence[str] | str) -> list[str] | Literal["*"]:
+    if isinstance(events, str):
+        return "*" if events == "*" else [events]
+    return list(events)
+
+
 class RoomHandle:
     """A room, as hooks and application code see it; it need not be in memory.
 
@@ -125,7 +158,7 @@ class RoomHandle:
     __slots__ = ("_hub", "params", "room_id", "room_type")
 
     def __init__(self, hub: Hub, room_id: str) -> None:
-        found = hub.room_types.find(room_id) if room_id_problem(room_id) is None else None
+        found = hub.registry.find(room_id) if room_id_problem(room_id) is None else None
         if found is None:
             raise RoomNotFound
         self._hub = hub
@@ -134,8 +167,43 @@ class RoomHandle:
 
     @property
     def name(self) -> str:
-        """The declared name."""
-        return self.room_type.config.name
+        """Its name for people: as declared, or as given when the room was made."""
+        made = self._made
+        return self.room_type.config.name if made is None else made.name
+
+    @property
+    def description(self) -> str:
+        """Its description for people, likewise."""
+        made = self._made
+        return self.room_type.config.description if made is None else made.description
+
+    @property
+    def max_size(self) -> int | None:
+        """Most connections that may be in the room at once; None for no limit."""
+        made = self._made
+        most = self.room_type.config.max_size
+        return most if made is None or made.max_size is None else made.max_size
+
+    @property
+    def created_by_id(self) -> str | None:
+        """The user who made the room while running; None for others, and where the application did."""
+        made = self._made
+        return None if made is None else made.created_by_id
+
+    @property
+    def _made(self) -> RoomRecord | None:
+        return self._hub.registry.records.get(self.room_id)
+
+    def record(self) -> dict[str, Any]:
+        """Return the room as clients are told of it."""
+        return {
+            "id": self.room_id,
+            "name": self.name,
+            "description": self.description,
+            "size": self.size,
+            "max_size": self.max_size,
+            "created_by_id": self.created_by_id,
+        }
 
     @property
     def size(self) -> int:
@@ -146,7 +214,7 @@ class RoomHandle:
     @property
     def is_full(self) -> bool:
         """Whether another connection would be refused."""
-        max_size = self.room_type.config.max_size
+        max_size = self.max_size
         return max_size is not None and self.size >= max_size
 
     def participants(self) -> list[Client]:
@@ -175,6 +243,10 @@ class RoomHandle:
     async def delete(self, seq: int, *, sender: str = "system", key: str | None = None) -> Ack:
         """Delete an event; see `Dialogue.delete`."""
         return await self._hub.changes.change(self.room_id, seq, encode=None, sender=sender, key=key)
+
+    def on(self, event: str | EventType[Any], handler: Callable[..., Any]) -> Callable[[], None]:
+        """Call *handler* with each event of a type in the room; see `Dialogue.on`."""
+        return self._hub.context.dialogue.on(self.room_id, event, handler)  # type: ignore[no-any-return]
 
     async def history(self, event: str | EventType[Any], start: int = 0, end: int = 50) -> list[Event[Any]]:
         """Return the events of one type at offsets [*start*, *end*), newest first (offset 0 is the newest).
@@ -216,6 +288,51 @@ class RoomHandle:
         return f"<Room {self.room_id!r}>"
 
 
+class UserRooms(Sequence[RoomHandle]):
+    """The rooms that a user's connections were in when it was made, in joining order."""
+
+    __slots__ = ("_hub", "_rooms", "user_id")
+
+    def __init__(self, hub: Hub, user_id: str) -> None:
+        self._hub = hub
+        self.user_id = user_id
+        sessions = hub.connections.of(user_id)
+        room_ids = dict.fromkeys(room_id for session in sessions for room_id in session.memberships.by_room)
+        self._rooms = [RoomHandle(hub, room_id) for room_id in room_ids]
+
+    @overload
+    def __getitem__(self, index: int) -> RoomHandle: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RoomHandle]: ...
+    def __getitem__(self, index: int | slice) -> RoomHandle | list[RoomHandle]:
+        return self._rooms[index]
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    async def for_all(self, callback: Callable[[RoomHandle], Any]) -> None:
+        """Call *callback* with each room, one after the other; what it returns is awaited if it can be."""
+        for room in self._rooms:
+            result = callback(room)
+            if inspect.isawaitable(result):
+                await result
+
+    async def leave_all(
+        self, callback: Callable[[RoomHandle], Any] | None = None, *, reason: str = "removed by the server"
+    ) -> None:
+        """Take the user's connections out of all these rooms, and call *callback* with each room that was left."""
+        for room in self._rooms:
+            for session in self._hub.connections.of(self.user_id):
+                if room.room_id in session.memberships.by_room:
+                    await session.client.leave(room.room_id, reason=reason)
+            result = callback(room) if callback is not None else None
+            if inspect.isawaitable(result):
+                await result
+
+    def __repr__(self) -> str:
+        return f"<rooms of {self.user_id!r}: {[room.room_id for room in self._rooms]}>"
+
+
 class Context:
     """What hooks that ask for ``context`` get.
 
@@ -239,7 +356,7 @@ class Context:
     @property
     def clients(self) -> list[Client]:
         """All connected clients."""
-        return [session.client for session in self.hub.sessions if session.is_connected]
+        return [session.client for session in self.hub.connections.sessions if session.is_connected]
 
     @property
     def rooms(self) -> list[RoomHandle]:

@@ -37,7 +37,7 @@ def report(hub: Hub | None) -> dict[str, Any]:
         "status": status,
         "epoch": hub.store.epoch,
         "is_durable": hub.store.is_durable,
-        "connections": len(hub.sessions),
+        "connections": len(hub.connections.sessions),
         "open_rooms": len(hub.rooms),
         "log": log,
         "archive": archive,

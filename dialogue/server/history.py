@@ -39,19 +39,6 @@ class Read(NamedTuple):
     limit: int
 
 
-def room_record(handle: RoomHandle) -> dict[str, Any]:
-    """Return a room as ``rooms`` tells it."""
-    config = handle.room_type.config
-    return {
-        "id": handle.room_id,
-        "name": config.name,
-        "description": config.description,
-        "size": handle.size,
-        "max_size": config.max_size,
-        "created_by_id": None,
-    }
-
-
 def subscription_names(room: Room, subscriber: Subscriber) -> list[str] | str:
     """Return a subscription as the wire tells it: ``"*"`` or a sorted list of names."""
     subscription = subscriber.subscription
@@ -258,7 +245,7 @@ async def _joined(
         message["ref"] = ref
     message |= {
         "room": room.room_id,
-        "name": room.room_type.config.name,
+        "name": RoomHandle(hub, room.room_id).name,
         "seq": through,
         "epoch": epoch,
         "subscriptions": subscription_names(room, subscriber),

@@ -10,17 +10,30 @@ from typing import Any, NamedTuple
 
 from ..config import Hook
 from ..core.patterns import RoomPattern
-from ..errors import ConfigError
+from ..errors import CommandError, ConfigError, Internal
+
+_CLIENT = frozenset({"context", "client"})
+_MEMBER = frozenset({"context", "client", "room"})
+_ROOM = frozenset({"context", "room"})
 
 PARAMETERS: dict[str, frozenset[str]] = {
-    "authenticate": frozenset({"request", "auth"}),
+    "authenticate": frozenset({"context", "request", "auth"}),
+    "on_socket_connect": _CLIENT,
+    "on_socket_disconnect": _CLIENT,
     "before_join": frozenset({"context", "client", "room", "params", "purpose"}),
-    "on_connected": frozenset({"client"}),
-    "on_disconnected": frozenset({"client"}),
-    "on_joined": frozenset({"client", "room"}),
-    "on_left": frozenset({"client", "room"}),
+    "can_see": _MEMBER,
+    "can_see_sessions": frozenset({"context", "client", "user_id"}),
+    "on_connected": _CLIENT,
+    "on_disconnected": _CLIENT,
+    "on_joined": _MEMBER,
+    "on_left": _MEMBER,
     "before_each": frozenset({"context", "room", "event"}),
     "after_each": frozenset({"context", "room", "event", "recipient_count"}),
+    "on_triggered": frozenset({"context", "room", "event"}),
+    "on": frozenset({"context", "room", "event"}),
+    "on_room_created": _ROOM,
+    "on_room_updated": _ROOM,
+    "on_room_deleted": _ROOM,
     "on_cleanup": frozenset({"room_id", "event_name", "events"}),
     "on_load": frozenset({"room_id", "event_name", "start", "end"}),
     "on_load_before": frozenset({"room_id", "event_name", "before", "limit"}),
@@ -32,15 +45,20 @@ PARAMETERS: dict[str, frozenset[str]] = {
 SINGLE = frozenset({"authenticate", "on_cleanup", "on_load", "on_load_before", "on_erase"})
 """Hooks of which there can be only one: their answer is the answer."""
 
-INLINE = frozenset({"before_each"})
-"""Hooks that run in the event loop also when they are ``def``: a thread per event would cost more than they do."""
+INLINE = frozenset({"before_each", "can_see"})
+"""Hooks that run in the event loop also when they are ``def``: a thread for each event or room would cost more."""
+
+Matches = Callable[[str | None, str | None], bool]
+"""Whether a hook is for a room (its id) and an event (its name); None where there is none."""
 
 
-class _Registered(NamedTuple):
+class Registered(NamedTuple):
+    """A hook, and what it is for."""
+
     function: Hook
     wanted: frozenset[str] | None
     is_async: bool
-    matches: Callable[[str | None, str | None], bool]
+    matches: Matches
 
 
 def _check_parameters(name: str, function: Hook) -> frozenset[str] | None:
@@ -75,7 +93,7 @@ def _is_async(function: Hook) -> bool:
     )
 
 
-def room_filter(templates: tuple[str, ...]) -> Callable[[str | None, str | None], bool]:
+def room_filter(templates: tuple[str, ...]) -> Matches:
     """Return a filter that lets only rooms of *templates* (ids or patterns) pass."""
     exact = {template for template in templates if "{" not in template}
     patterns = [RoomPattern(template) for template in templates if "{" in template]
@@ -88,38 +106,46 @@ def room_filter(templates: tuple[str, ...]) -> Callable[[str | None, str | None]
     return matches
 
 
-def event_filter(names: tuple[str, ...]) -> Callable[[str | None, str | None], bool]:
+def event_filter(names: tuple[str, ...]) -> Matches:
     """Return a filter that lets only events of *names* pass."""
     allowed = frozenset(names)
     return lambda room_id, event: event in allowed
 
 
-def _always(room_id: str | None, event: str | None) -> bool:
-    return True
+def both(*filters: Matches) -> Matches:
+    """Return a filter that lets pass what all of *filters* do; all, if there are none."""
+    return lambda room_id, event: all(matches(room_id, event) for matches in filters)
 
 
 class HookRegistry:
     """The hooks of one `Dialogue`, checked when they are registered."""
 
     def __init__(self, *, logger: logging.Logger) -> None:
-        self._hooks: dict[str, list[_Registered]] = {}
+        self._hooks: dict[str, list[Registered]] = {}
         self._log = logger
 
     def add(
         self,
         name: str,
         function: Hook,
-        matches: Callable[[str | None, str | None], bool] = _always,
-    ) -> None:
-        """Register a hook.
+        matches: Matches | None = None,
+    ) -> Callable[[], None]:
+        """Register a hook; return what takes it away again, which may be called twice.
 
         Raises:
             ConfigError: It asks for parameters that the hook has not, or there is one already where only one can be.
         """
-        hooks = self._hooks.setdefault(name, [])
+        hooks = self._hooks.get(name, [])
         if hooks and name in SINGLE:
             raise ConfigError(f"hook {name!r}", "there is one already", "Combine them into one function")
-        hooks.append(_Registered(function, _check_parameters(name, function), _is_async(function), matches))
+        hook = Registered(function, _check_parameters(name, function), _is_async(function), matches or both())
+        # A new list: the old one may be being walked through.
+        self._hooks[name] = [*hooks, hook]
+
+        def remove() -> None:
+            self._hooks[name] = [other for other in self._hooks.get(name, ()) if other is not hook]
+
+        return remove
 
     def replaced(self, functions: Mapping[str, Hook | None]) -> HookRegistry:
         """Return a copy in which each name of *functions* has this one hook, or none where it is None.
@@ -136,11 +162,11 @@ class HookRegistry:
 
     def has(self, name: str) -> bool:
         """Whether such a hook is registered."""
-        return name in self._hooks
+        return bool(self._hooks.get(name))
 
     def matching(
         self, name: str, room_id: str | None = None, event: str | None = None
-    ) -> Iterator[_Registered]:
+    ) -> Iterator[Registered]:
         """Iterate over the hooks of *name* that are for this room and event, in the order of registration."""
         for hook in self._hooks.get(name, ()):
             if hook.matches(room_id, event):
@@ -158,7 +184,46 @@ class HookRegistry:
         (hook,) = self._hooks[name]
         return await self.invoke(name, hook, seconds=seconds, **arguments)
 
-    async def invoke(self, name: str, hook: _Registered, *, seconds: float | None, **arguments: Any) -> Any:
+    async def ask(
+        self,
+        name: str,
+        hook: Registered | None = None,
+        *,
+        seconds: float,
+        room_id: str | None = None,
+        event_name: str | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Return what a hook answers on which it depends whether something is allowed. Fails closed.
+
+        Args:
+            hook: One of several; None for the one of *name*.
+
+        Raises:
+            CommandError: The hook's own refusal.
+            Internal: It raised anything else, or took too long; that is logged.
+        """
+        if hook is None:
+            (hook,) = self._hooks[name]
+        try:
+            return await self.invoke(name, hook, seconds=seconds, **arguments)
+        except CommandError:
+            raise
+        except Exception:
+            self.log_failure(name, room_id, event_name)
+            raise Internal from None
+
+    def log_failure(self, name: str, room_id: str | None, event_name: str | None) -> None:
+        """Log the exception that is being handled, as that of a hook."""
+        self._log.exception(
+            "hook %s failed (room %r, event %r)",
+            name,
+            room_id,
+            event_name,
+            extra={"hook": name, "room_id": room_id, "event_name": event_name},
+        )
+
+    async def invoke(self, name: str, hook: Registered, *, seconds: float | None, **arguments: Any) -> Any:
         """Call one registered hook with those of *arguments* that it asks for."""
         chosen = arguments if hook.wanted is None else {key: arguments[key] for key in hook.wanted}
         if not hook.is_async and name in INLINE:
@@ -188,4 +253,4 @@ class HookRegistry:
             try:
                 await self.invoke(name, hook, seconds=seconds, **arguments)
             except Exception:
-                self._log.exception("hook %s failed (room %r, event %r)", name, room_id, event_name)
+                self.log_failure(name, room_id, event_name)

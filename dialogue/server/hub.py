@@ -17,7 +17,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import protocol
 from ..config import EventType, Limits, RoomTypes
@@ -35,21 +35,28 @@ from ..storage.archive import Archive
 from ..storage.base import Appended, FeedItem, Store
 from ..storage.cleanup import HandOver
 from ..storage.retention import RetentionSweep
+from .access import Access
 from .admit import Admission, check_not_publishing
 from .changes import Changes
+from .connections import Connections
 from .feed import Feeds
 from .group_commit import GroupCommit, Outcome, Waiter
-from .handles import Context, bounds_below
+from .handles import Context, RoomHandle, bounds_below
 from .health import show_progress
 from .hooks import HookRegistry
 from .metrics import Metrics
 from .notifier import Notifier
 from .outbox import Frame
+from .presence import Presence
+from .rates import UserRates
 from .reader import Reader
+from .registry import RoomRegistry
 from .rooms import OpenRooms
 
 if TYPE_CHECKING:
     from .session import Session
+
+T = TypeVar("T")
 
 FAREWELL = "dialogue-session-end"
 """The name of the tasks that end connections; a stop waits for them."""
@@ -81,7 +88,11 @@ class Hub:
         self.metrics = metrics
         self.log = logger
         self.context = Context(self, dialogue)
-        self.sessions: set[Session] = set()
+        self.connections = Connections(limits=limits, metrics=metrics)
+        self.access = Access(hooks, limits=limits, context=self.context)
+        self.registry = RoomRegistry(self, room_types)
+        self.presence = Presence(self)
+        self.user_rates = UserRates(limits, clock=asyncio.get_running_loop().time)
         self.is_stopping = False
         self.unflushed_events = 0
         # Kept: finding the running loop asks the system for the process's number each time.
@@ -121,13 +132,14 @@ class Hub:
             random=random,
         )
         self.open_rooms = OpenRooms(
-            room_types=room_types, store=store, limits=limits, busy=self.commit.room_ids
+            registry=self.registry, store=store, limits=limits, busy=self.commit.room_ids
         )
         self.rooms = self.open_rooms.rooms
         self.admission = Admission(
             hooks=hooks,
             limits=limits,
             context=self.context,
+            access=self.access,
             look_up=self.commit.look_up,
             logger=logger,
         )
@@ -143,13 +155,14 @@ class Hub:
             logger=logger,
         )
         self.changes = Changes(self, archive=archive)
-        self.feeds = Feeds(store, room_types=room_types, limits=limits, logger=logger, random=random)
+        self.feeds = Feeds(store, find=self.registry.find, limits=limits, logger=logger, random=random)
         self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context)
         show_progress(metrics, handover=self.handover, reader=self.reader, commit=self.commit)
         metrics.rooms.set_function(lambda: len(self.rooms))
-        metrics.connections.set_function(lambda: len(self.sessions))
+        metrics.connections.set_function(lambda: len(self.connections.sessions))
 
     async def __aenter__(self) -> Hub:
+        await self.registry.__aenter__()
         if self.handover is not None:
             await self.handover.__aenter__()
         await self.commit.__aenter__()
@@ -163,13 +176,13 @@ class Hub:
         self.is_stopping = True
         await self.retention.__aexit__()
         await self.commit.__aexit__()
-        for session in list(self.sessions):
+        for session in list(self.connections.sessions):
             session.close(protocol.CLOSE_GOING_AWAY, "the server is stopping")
         try:
             async with asyncio.timeout(self.limits.stop_seconds):
-                await asyncio.gather(*(session.wait_closed() for session in list(self.sessions)))
+                await asyncio.gather(*(session.wait_closed() for session in list(self.connections.sessions)))
         except TimeoutError:
-            self.log.warning("%d connections did not close in time", len(self.sessions))
+            self.log.warning("%d connections did not close in time", len(self.connections.sessions))
         # on_left and on_disconnected of those connections; they have their own time limits.
         farewells = {task for task in self._tasks if task.get_name() == FAREWELL}
         if farewells:
@@ -184,6 +197,8 @@ class Hub:
                 self.metrics.handover.labels("lost").inc(self.unflushed_events)
             await self.handover.__aexit__()
         self.feeds.close()
+        self.presence.close()
+        await self.registry.__aexit__()
         await self.open_rooms.aclose()
         tasks = list(self._tasks)
         for task in tasks:
@@ -197,6 +212,18 @@ class Hub:
         task.add_done_callback(self._on_task_done)
         return task
 
+    async def complete(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
+        """Return what *coroutine* does; it goes on to its end also if whoever waits for it is cancelled."""
+        task = asyncio.create_task(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            # Nobody else would hear of it now.
+            task.add_done_callback(self._on_task_done)
+            raise
+
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
@@ -205,7 +232,7 @@ class Hub:
     # -- rooms ---------------------------------------------------------------------------------------------------
 
     def _recorded_type(self, room_id: str, event_name: str) -> EventType[Any] | None:
-        found = self.room_types.find(room_id)
+        found = self.registry.find(room_id)
         event_type = found[0].event_type(event_name) if found else None
         return event_type if event_type and event_type.history else None
 
@@ -216,7 +243,7 @@ class Hub:
         while True:
             await asyncio.sleep(interval)
             now = loop.time()
-            for session in list(self.sessions):
+            for session in list(self.connections.sessions):
                 session.check_silence(now)
             self.open_rooms.let_sleep(now)
 
@@ -237,7 +264,7 @@ class Hub:
         """Queue an admitted draft; its publisher is told by the delivery.
 
         Raises:
-            Backpressure: Too much waits for the store, or for ``on_cleanup``.
+            Backpressure: Too much waits for the store, or for ``on_cleanup``; or the room is being deleted.
         """
         if draft.is_recorded and self.handover is not None and not self.store.is_durable:
             # Everything accepted may evict something: count it all, so that the queue never passes its bound.
@@ -246,6 +273,8 @@ class Hub:
                 raise Backpressure("too many events wait for on_cleanup", retry_after_seconds=1)
         # The sweeper leaves rooms alone that something is queued for.
         room.last_used = self._time()
+        if self.registry.deleting:
+            self.registry.check_usable(room.room_id)
         is_declared = draft.event in room.room_type.events or draft.event in CHANGES
         if not is_declared:
             self.admission.check_event_name(room, draft.event)
@@ -279,13 +308,20 @@ class Hub:
             meta_json=self.admission.encode_meta(meta),
             key=self.admission.check_key(key),
         )
-        if self.admission.has_hooks:
-            admitted = await self.admission.ask_hooks(room, event_type, draft)
-            if isinstance(admitted, Appended):
-                return Ack(admitted.seq, admitted.id, admitted.timestamp, True)
-            room = await self.open_rooms.open(room_id)
+        if not self.admission.has_hooks:
+            waiter = Waiter()
+            self.submit(room, draft, waiter, None)
+            return await waiter.result
+        return await self.publish(room_id, await self.admission.ask_hooks(room, event_type, draft))
+
+    async def publish(self, room_id: str, admitted: Draft | Appended) -> Ack:
+        """Publish what is admitted, and wait until it is recorded and told."""
+        if isinstance(admitted, Appended):
+            return admitted.ack
+        # The room may have gone to sleep, or away, while hooks were asked.
+        room = await self.open_rooms.open(room_id)
         waiter = Waiter()
-        self.submit(room, draft, waiter, None)
+        self.submit(room, admitted, waiter, None)
         return await waiter.result
 
     def encoder(self, data: Any) -> Callable[[EventType[Any]], bytes]:
@@ -432,6 +468,7 @@ class Hub:
     def add_subscriber(self, room: Room, subscriber: Subscriber) -> None:
         """Register a connection in a room."""
         room.add(subscriber)
+        self.presence.entered(room, subscriber)
 
     def remove_subscriber(self, room_id: str, subscriber: Subscriber) -> None:
         """Remove a connection from a room; the room may sleep some time after the last one left."""
@@ -439,6 +476,24 @@ class Hub:
         if room is not None:
             room.discard(subscriber)
             room.last_used = self._time()
+            self.presence.left(room, subscriber)
+
+    async def remove_from_room(self, user_id: str, room_id: str, *, reason: str) -> None:
+        """Take a user out of a room; see `Dialogue.remove_from_room`."""
+        RoomHandle(self, room_id)  # raises RoomNotFound where there is none
+        # What is being answered is not sent; a join that is under way does not end in one.
+        self.access.revoke(user_id, room_id)
+        left = [
+            (session, session.memberships.drop(room_id, reason=reason))
+            for session in self.connections.of(user_id)
+            if room_id in session.memberships.by_room
+        ]
+        for session, handle in left:
+            if handle is not None:
+                await session.memberships.notify_left(handle)
+
+    def forget_room(self, room_id: str) -> None:
+        """Forget what is kept of a room that was deleted."""
 
     # -- reads for the application -------------------------------------------------------------------------------
 

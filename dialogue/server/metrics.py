@@ -65,6 +65,11 @@ class Metrics:
             "Events whose after_each was skipped, the queue being full",
             registry=r,
         )
+        self.announcements_skipped = Counter(
+            "dialogue_announcements_skipped",
+            "Rooms made, changed or deleted of which clients were not told, the queue being full",
+            registry=r,
+        )
         self.append_seconds = Histogram("dialogue_append_seconds", "Time of one append", registry=r)
         self.append_events = Histogram(
             "dialogue_append_events",

@@ -1,4 +1,4 @@
-"""After the commit: `after_each`, in order, from one bounded queue, at most once."""
+"""After the commit: `after_each`, `on_triggered`, handlers of `on`: in order, from one bounded queue, at most once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..config import Limits, RoomType
+from ..errors import RoomNotFound
 from ..events import EncodedEvent, Event
 from .handles import Context, RoomHandle
 from .hooks import HookRegistry
 from .metrics import Metrics
 
+_AFTER = ("after_each", "on_triggered", "on")
+"""What is called for an event, in this order."""
+
 
 class Notifier:
-    """Runs ``after_each`` behind the publish path. An async context manager; leaving it runs what is queued.
+    """Runs these hooks behind the publish path. An async context manager; leaving it runs what is queued.
 
     When the hooks fall ``limits.hook_queue_events`` behind, further events are skipped and counted: a slow hook
     must not slow publishers, and whoever needs every event reads the feed of the log.
@@ -51,7 +55,7 @@ class Notifier:
     @property
     def has_hooks(self) -> bool:
         """Whether anyone wants to be told; without, nothing needs to be `put`."""
-        return self._hooks.has("after_each")
+        return any(map(self._hooks.has, _AFTER))
 
     def put(self, room_id: str, room_type: RoomType, events: Sequence[tuple[EncodedEvent, int]]) -> None:
         """Queue *events* with the number of their recipients; what does not fit is skipped and counted."""
@@ -74,14 +78,19 @@ class Notifier:
                     epoch=self._context.epoch if encoded.seq is not None else None,
                     event_type=room_type.event_type(encoded.event),
                 )
-                await self._hooks.notify(
-                    "after_each",
-                    seconds=self._limits.hook_seconds,
-                    room_id=room_id,
-                    event_name=encoded.event,
-                    context=self._context,
-                    room=RoomHandle(self._context.hub, room_id),
-                    event=event,
-                    recipient_count=count,
-                )
+                try:
+                    handle = RoomHandle(self._context.hub, room_id)
+                except RoomNotFound:
+                    continue  # deleted meanwhile, with the event
+                for name in _AFTER:
+                    await self._hooks.notify(
+                        name,
+                        seconds=self._limits.hook_seconds,
+                        room_id=room_id,
+                        event_name=encoded.event,
+                        context=self._context,
+                        room=handle,
+                        event=event,
+                        recipient_count=count,
+                    )
             self._idle.set()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ..config import Limits, RoomTypes
+from ..config import Limits
 from ..core.patterns import room_id_problem
 from ..core.ring import Ring
 from ..core.room import Room
 from ..errors import Backpressure, RoomNotFound
 from ..storage.base import Store
+from .rates import RoomRates
+from .registry import RoomRegistry
 
 _RESET_SECONDS = 0.02
 
@@ -26,9 +28,9 @@ class OpenRooms:
     """
 
     def __init__(
-        self, *, room_types: RoomTypes, store: Store, limits: Limits, busy: Callable[[], set[str]]
+        self, *, registry: RoomRegistry, store: Store, limits: Limits, busy: Callable[[], set[str]]
     ) -> None:
-        self.room_types = room_types
+        self._registry = registry
         self.store = store
         self.limits = limits
         self.rooms: dict[str, Room] = {}
@@ -44,12 +46,13 @@ class OpenRooms:
 
         Raises:
             RoomNotFound: No declaration covers the id.
-            Backpressure: ``limits.open_rooms`` are in memory.
+            Backpressure: ``limits.open_rooms`` are in memory, or the room is being deleted.
             StoreUnavailable: The log cannot be read.
         """
         while (room := self.rooms.get(room_id)) is None:
-            if room_id_problem(room_id) is not None or self.room_types.find(room_id) is None:
+            if room_id_problem(room_id) is not None or self._registry.find(room_id) is None:
                 raise RoomNotFound
+            self._registry.check_usable(room_id)
             task = self._waking.get(room_id)
             if task is None:
                 if len(self.rooms) + len(self._waking) >= self.limits.open_rooms:
@@ -69,7 +72,7 @@ class OpenRooms:
             task.exception()  # those who wait are told; nobody waiting is no reason for a warning
 
     async def _wake(self, room_id: str) -> Room:
-        found = self.room_types.find(room_id)
+        found = self._registry.find(room_id)
         assert found is not None
         room_type, params = found
         while room_id in self._reset_rooms and room_id in self._busy():  # noqa: ASYNC110 - a store's fault
@@ -86,19 +89,26 @@ class OpenRooms:
             rings[name] = Ring.refill(limit, page.events, last_position=state.last, floor_seq=page.floor_seq)
         room = Room(room_id, room_type, params, last_seq=head.last_seq, rings=rings)
         room.last_used = asyncio.get_running_loop().time()
+        room_limits = room_type.config.limits
+        if room_limits is not None:
+            room.rates = RoomRates(room_limits, now=room.last_used)
         self.rooms[room_id] = room
         return room
 
     async def expire(self, room_id: str, event_name: str, through: int) -> None:
         """Drop from memory what has left the log: a stream's events up to and including position *through*."""
-        waking = self._waking.get(room_id)
-        if waking is not None:
-            # It may have read them before they were removed.
-            await asyncio.wait({waking})
+        # It may have read them before they were removed.
+        await self.wait_woken(room_id)
         room = self.rooms.get(room_id)
         ring = room.rings.get(event_name) if room is not None else None
         if ring is not None:
             ring.remove(through)
+
+    async def wait_woken(self, room_id: str) -> None:
+        """Return when a room that is waking is awake, or has failed to."""
+        waking = self._waking.get(room_id)
+        if waking is not None:
+            await asyncio.wait({waking})
 
     def reset(self, room_id: str) -> None:
         """Drop a room whose content can no longer be trusted; its next use reads it from the log."""

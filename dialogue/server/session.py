@@ -1,41 +1,33 @@
-"""One connection: its commands in order, its memberships, its outbox."""
+"""One connection: its life, the frames that come, and what is sent."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from .. import protocol
-from ..config import EventType
 from ..core import admission
 from ..core.limits import TokenBucket
-from ..core.room import ALL, NONE, Room, Subscriber, Subscription
-from ..errors import (
-    CommandError,
-    EventNotAllowed,
-    Internal,
-    InvalidRequest,
-    NotJoined,
-    PermissionDenied,
-    StoreUnavailable,
-    Unauthenticated,
-    ValidationFailed,
-)
-from ..events import Ack, Draft
+from ..core.room import Subscriber
+from ..errors import CommandError, Internal, InvalidRequest, StoreUnavailable, Unauthenticated
 from ..protocol import Ref
-from ..storage.base import Appended
-from . import history
-from .changes import Encode
+from .commands import Commands
 from .group_commit import Outcome, Submission, ack_of
 from .handles import Client, Identity, RoomHandle
 from .hub import FAREWELL, Hub
-from .joining import Joins, check_names
+from .memberships import Memberships
 from .outbox import Frame, Outbox
+from .rates import Rates, connection_rates, spend
 
 CLOSE_SECONDS = 10.0
 """How long a peer that does not read has to take the close frame before its socket is dropped."""
+
+
+_LONGEST_EXPIRY_SECONDS = 86_400.0
 
 
 class Transport(Protocol):
@@ -56,13 +48,17 @@ class Transport(Protocol):
 class Session:
     """One connection, from its upgrade to its end.
 
-    Commands are taken one after the other, so those for one room take effect in the order sent; a trigger does not
-    wait for its append, and history is read beside (its answers are matched by ref). What a command awaits, other
-    connections, the application or a stop may change meanwhile: after every await the membership is looked at again.
-
     Args:
         request: The upgrade request (headers, cookies, query, peer), for ``authenticate``.
         known_identity: Who it is, where that is known: then ``authenticate`` is not asked.
+
+    Attributes:
+        client: What hooks see of it.
+        identity: Who it belongs to; until it is connected, a user of its own.
+        is_connected: Whether it has been told ``connected``.
+        memberships: The rooms that it is in.
+        rates: How fast it may go.
+        heard: When its latest frame came, in seconds of the loop's clock.
     """
 
     def __init__(
@@ -71,46 +67,44 @@ class Session:
         self.hub = hub
         self.limits = hub.limits
         self._transport = transport
-        self._request = request
-        self._known_identity = known_identity
+        self.request = request
+        self.known_identity = known_identity
         self._outbox = Outbox(
             transport.send, limit_bytes=hub.limits.outbox_bytes, on_overflow=self._on_overflow
         )
         self.client = Client(self, secrets.token_hex(8))
         self.identity = Identity(self.client.client_id)
         self.is_connected = False
-        self.memberships: dict[str, Subscriber] = {}
-        self._joins = Joins(self)
+        self.memberships = Memberships(self)
+        self.heard = asyncio.get_running_loop().time()
+        self.rates = connection_rates(hub.limits, now=self.heard)
+        self._commands = Commands(self)
         self._is_ended = False
         self._connect_timer: asyncio.Timeout | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._close: tuple[int, str] | None = None
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
-        self._reads: set[asyncio.Task[None]] = set()
-        self._read_slots = asyncio.Semaphore(hub.limits.reads_in_flight)
-        self._heard = asyncio.get_running_loop().time()
         self._is_pinged = False
-        errors = hub.limits.errors_per_minute
-        self._error_bucket = TokenBucket(errors, errors / 60, now=self._heard)
-        self._handlers: dict[type, Callable[[Any], Awaitable[None] | None]] = {
-            protocol.Connect: self._on_connect,
-            protocol.Join: self._on_join,
-            protocol.Leave: self._on_leave,
-            protocol.Subscribe: self._on_subscribe,
-            protocol.Unsubscribe: self._on_unsubscribe,
-            protocol.Trigger: self._on_trigger,
-            protocol.Edit: self._on_edit,
-            protocol.Delete: self._on_delete,
-            protocol.HistoryRead: self._on_history,
-            protocol.Rooms: self._on_rooms,
-            protocol.Pong: self._on_pong,
-        }
+        limits, now = hub.limits, self.heard
+        self._command_bucket = TokenBucket(limits.commands_burst, limits.commands_per_second, now=now)
+        self._error_bucket = TokenBucket(limits.errors_per_minute, limits.errors_per_minute / 60, now=now)
+
+    @property
+    def user_id(self) -> str:
+        """Whose connection it is."""
+        return self.identity.user_id
+
+    @property
+    def user_rates(self) -> Rates:
+        """How fast its user may go."""
+        return self.hub.user_rates.of(self.identity.user_id)
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve the connection until it ends, whoever ends it. Leaves nothing behind."""
-        self.hub.sessions.add(self)
+        self.hub.connections.add(self)
         if self.hub.is_stopping:
             self.close(protocol.CLOSE_GOING_AWAY, "the server is stopping")
         reader = asyncio.create_task(self._read(), name="dialogue-session-read")
@@ -124,28 +118,81 @@ class Session:
         finally:
             # From here on nothing is awaited before the rooms are left: a cancelled session must not stay in them.
             self._is_ended = True
-            left = self._drop_memberships()
-            self.hub.sessions.discard(self)
-            for task in (reader, writer, closing, *self._reads):
+            left = self.memberships.end_all()
+            self.hub.connections.remove(self)
+            self._cancel_expiry()
+            self._commands.close()
+            for task in (reader, writer, closing):
                 if task is not writer or self._outbox.is_closed:
                     task.cancel()
             farewell = self.hub.spawn(self._farewell(left, writer), name=FAREWELL)
             await asyncio.shield(farewell)
 
-    async def _farewell(self, left: Sequence[str], writer: asyncio.Task[None]) -> None:
+    async def _farewell(self, left: Sequence[RoomHandle], writer: asyncio.Task[None]) -> None:
         """End the socket, then tell the hooks. Runs as the hub's task: the server may cancel the session's own."""
         try:
             await self._end_socket(writer)
         finally:
             self._closed.set()
-        seconds = self.limits.hook_seconds
-        for room_id in left:
-            handle = RoomHandle(self.hub, room_id)
-            await self.hub.hooks.notify(
-                "on_left", seconds=seconds, room_id=room_id, client=self.client, room=handle
-            )
+        for handle in left:
+            await self.memberships.notify_left(handle)
         if self.is_connected:
-            await self.hub.hooks.notify("on_disconnected", seconds=seconds, client=self.client)
+            await self.notify("on_disconnected")
+        await self.notify("on_socket_disconnect")
+
+    async def notify(self, hook: str) -> None:
+        """Call a hook that is told of the connection."""
+        hub = self.hub
+        await hub.hooks.notify(
+            hook, seconds=self.limits.hook_seconds, context=hub.context, client=self.client
+        )
+
+    def identify(self, identity: Identity) -> None:
+        """Note who the connection belongs to, once or again; it ends when the identity expires.
+
+        Raises:
+            RateLimited: Its user has too many connections.
+        """
+        if not self.is_connected:
+            self.hub.connections.identify(self, identity.user_id)
+        self.identity = identity
+        self.is_connected = True
+        self._cancel_expiry()
+        if identity.expires_at is not None:
+            loop = asyncio.get_running_loop()
+            # The loop's clock may differ from the day's by then; a day is no long time for either.
+            seconds = min(identity.expires_at - time.time(), _LONGEST_EXPIRY_SECONDS)
+            self._expiry = loop.call_later(max(0.0, seconds), self._check_expiry)
+
+    def _check_expiry(self) -> None:
+        expires_at = self.identity.expires_at
+        assert expires_at is not None
+        seconds = expires_at - time.time()
+        if seconds <= 0:
+            self.close(protocol.CLOSE_UNAUTHENTICATED, "the credentials have expired")
+        else:
+            loop = asyncio.get_running_loop()
+            self._expiry = loop.call_later(min(seconds, _LONGEST_EXPIRY_SECONDS), self._check_expiry)
+
+    def _cancel_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    @contextmanager
+    def connect_timer_paused(self) -> Iterator[None]:
+        """Keep the time to ``connect`` from ending while hooks, which have their own limit, are asked.
+
+        It begins anew if the connection is not connected then.
+        """
+        timer = self._connect_timer if not self.is_connected else None
+        if timer is not None:
+            timer.reschedule(None)
+        try:
+            yield
+        finally:
+            if timer is not None and not self.is_connected and not self.is_closing:
+                timer.reschedule(asyncio.get_running_loop().time() + self.limits.connect_seconds)
 
     async def _end_socket(self, writer: asyncio.Task[None]) -> None:
         close = self._close
@@ -190,19 +237,12 @@ class Session:
 
     def check_silence(self, now: float) -> None:
         """Ping after ``limits.ping_seconds`` of silence; close after twice that."""
-        silence = now - self._heard
+        silence = now - self.heard
         if silence >= 2 * self.limits.ping_seconds:
             self.close(protocol.CLOSE_GOING_AWAY, "nothing heard")
         elif silence >= self.limits.ping_seconds and not self._is_pinged and self.is_connected:
             self._is_pinged = True
             self.send([protocol.encode_message({"type": "ping"})])
-
-    def _drop_memberships(self) -> list[str]:
-        left = [room_id for room_id in self.memberships if self._joins.forget(room_id)]
-        for room_id, subscriber in self.memberships.items():
-            self.hub.remove_subscriber(room_id, subscriber)
-        self.memberships.clear()
-        return left
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -210,6 +250,8 @@ class Session:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.limits.connect_seconds) as self._connect_timer:
+                with self.connect_timer_paused():
+                    await self.notify("on_socket_connect")
                 while not self.is_connected:
                     if not await self._read_frame(loop):
                         return
@@ -227,17 +269,16 @@ class Session:
         frame = await self._transport.receive()
         if frame is None or self._close is not None:
             return False
-        self._heard = loop.time()
+        self.heard = loop.time()
         self._is_pinged = False
         if isinstance(frame, bytes):
             self.close(protocol.CLOSE_NOT_THIS_PROTOCOL, "frames are text")
             return False
         limit = self.limits.frame_bytes if self.is_connected else self.limits.frame_before_connect_bytes
-        # A character is 1 to 4 bytes: most frames are judged without encoding them.
         try:
             data = frame.encode()
         except UnicodeEncodeError:
-            self._refuse(None, InvalidRequest("the frame is not Unicode text"))
+            self.refuse(None, InvalidRequest("the frame is not Unicode text"))
             return True
         if len(data) > limit:
             self.close(protocol.CLOSE_TOO_BIG, f"a frame has at most {limit} bytes")
@@ -258,18 +299,20 @@ class Session:
         Most triggers leave nothing, and a coroutine for each would be a part of their cost that shows.
         """
         if isinstance(command, protocol.BadCommand):
-            self._refuse(command.ref, command.error)
+            self.refuse(command.ref, command.error)
             return None
         ref: Ref = command.ref
         if isinstance(ref, str) and len(ref) > self.limits.ref_length:
-            self._refuse(None, InvalidRequest(f"a ref has at most {self.limits.ref_length} characters"))
+            self.refuse(None, InvalidRequest(f"a ref has at most {self.limits.ref_length} characters"))
             return None
         try:
+            if not self._command_bucket.take(now=self.heard):
+                spend(self.heard, self._command_bucket)
             if not self.is_connected and not isinstance(command, protocol.Connect):
                 raise Unauthenticated("connect first")
             if self.hub.is_stopping:
                 raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
-            waiting = self._handlers[type(command)](command)
+            waiting = self._commands.take(command)
         except Exception as error:
             self._on_error(command, error)
             return None
@@ -286,9 +329,10 @@ class Session:
             # One command's bug must not end the connection; the log has the rest.
             self.hub.log.error("command %s failed", type(command).__name__, exc_info=error)
             error = Internal()
-        self._refuse(command.ref, error)
+        self.refuse(command.ref, error)
 
-    def _refuse(self, ref: Ref, error: CommandError) -> None:
+    def refuse(self, ref: Ref, error: CommandError) -> None:
+        """Answer a command with an error; too many of them end the connection."""
         self.hub.metrics.errors.labels(error.code).inc()
         self.send([protocol.encode_error(error, ref)])
         # What is the server's own failure is not held against the client: an outage must not close its connections.
@@ -314,326 +358,20 @@ class Session:
         if subscriber.held_bytes > self.limits.outbox_bytes and subscriber.held_bytes > size:
             self._on_overflow()
 
-    def send_held(self, frame: Frame) -> None:
-        """Queue a frame that was held while a join was answered."""
-        self._outbox.put_nowait(frame)
-
     def send_message(self, event: str, data: Any) -> None:
         """Send a ``message`` to this connection alone; it counts as live, for nobody asked for it."""
         encoded = admission.encode_json(data, max_depth=self.limits.data_depth)
         head = protocol.encode_message({"type": "message", "event": event})
         self.send([head[:-1] + b',"data":' + encoded + b"}"], is_live=True)
 
-    # -- commands ------------------------------------------------------------------------------------------------
-
-    async def _on_connect(self, command: protocol.Connect) -> None:
-        auth = command.auth or {}
-        timer = self._connect_timer if not self.is_connected else None
-        if timer is not None:
-            timer.reschedule(None)  # hooks have their own time limit, and what follows has none
-        try:
-            identity = await self._authenticate(auth)
-        except Unauthenticated as error:
-            self._refuse(command.ref, error)
-            self.close(protocol.CLOSE_UNAUTHENTICATED, "not authenticated")
-            return
-        except CommandError:
-            if timer is not None:
-                timer.reschedule(asyncio.get_running_loop().time() + self.limits.connect_seconds)
-            raise
-        if self.is_connected and identity.user_id != self.identity.user_id:
-            raise PermissionDenied("another user needs another connection")
-        self.identity = identity
-        is_first, self.is_connected = not self.is_connected, True
-        message: dict[str, Any] = {"type": "connected"}
-        if command.ref is not None:
-            message["ref"] = command.ref
-        limits = self.limits
-        message |= {
-            "client_id": self.client.client_id,
-            "user_id": identity.user_id,
-            "protocol": protocol.PROTOCOL_VERSION,
-            "ping_seconds": limits.ping_seconds,
-            "limits": {
-                "message_bytes": limits.message_bytes,
-                "frame_bytes": limits.frame_bytes,
-                "commands_per_frame": limits.commands_per_frame,
-                "page_events": limits.page_events,
-                "rooms_per_client": limits.rooms_per_client,
-                "key_length": limits.key_length,
-                "meta_bytes": limits.meta_bytes,
-            },
-        }
-        self.send([protocol.encode_message(message)])
-        if is_first:
-            await self.hub.hooks.notify("on_connected", seconds=limits.hook_seconds, client=self.client)
-
-    async def _authenticate(self, auth: dict[str, Any]) -> Identity:
-        hub = self.hub
-        if self._known_identity is not None:
-            return self._known_identity
-        if not hub.hooks.has("authenticate"):
-            # Development mode: the client says who it is.
-            user_id = auth.get("user_id", auth.get("userId"))
-            if user_id is None:
-                return Identity(self.client.client_id) if not self.is_connected else self.identity
-            return Identity(
-                hub.admission.check_connection_user(str(user_id) if isinstance(user_id, int) else user_id)
-            )
-        try:
-            identity = await hub.hooks.call(
-                "authenticate", seconds=self.limits.hook_seconds, request=self._request, auth=auth
-            )
-        except CommandError:
-            raise
-        except Exception:
-            hub.log.exception("authenticate failed")
-            raise Internal from None
-        if not isinstance(identity, Identity):
-            hub.log.error("authenticate returned a %s; return an Identity", type(identity).__name__)
-            raise Internal
-        try:
-            hub.admission.check_connection_user(identity.user_id)
-        except ValidationFailed:
-            hub.log.error("authenticate returned a user_id that cannot be one")
-            raise Internal from None
-        return identity
-
-    async def _on_join(self, command: protocol.Join) -> None:
-        await self.join(
-            command.room, ref=command.ref, since=command.since, sync=command.sync, events=command.events
-        )
-
-    async def join(
-        self,
-        room_id: str,
-        *,
-        ref: Ref,
-        since: protocol.Since | None = None,
-        sync: int | None = None,
-        events: protocol.EventNames | None = None,
-    ) -> None:
-        """Join a room and send ``joined``; see `Joins.join`."""
-        await self._joins.join(room_id, ref=ref, since=since, sync=sync, events=events)
-
-    def _member(self, room_id: str) -> tuple[Room, Subscriber]:
-        subscriber = self.memberships.get(room_id)
-        room = self.hub.rooms.get(room_id)
-        if subscriber is None or room is None:
-            if subscriber is None:
-                RoomHandle(self.hub, room_id)  # raises RoomNotFound where there is none
-            raise NotJoined
-        return room, subscriber
-
-    async def _on_leave(self, command: protocol.Leave) -> None:
-        self._member(command.room)
-        self._forget(command.room)
-        if command.ref is not None:
-            self.send([protocol.encode_ok(command.ref, room=command.room)])
-        await self._notify_left(command.room)
-
-    async def leave(self, room_id: str, *, reason: str) -> None:
-        """Take the connection out of a room on the server's behalf."""
-        self._member(room_id)
-        self._forget(room_id)
-        self.send([protocol.encode_message({"type": "left", "room": room_id, "reason": reason})])
-        await self._notify_left(room_id)
-
-    def _forget(self, room_id: str) -> None:
-        subscriber = self.memberships.pop(room_id)
-        self.hub.remove_subscriber(room_id, subscriber)
-
-    async def _notify_left(self, room_id: str) -> None:
-        if not self._joins.forget(room_id):
-            return  # its on_joined never ran
-        handle = RoomHandle(self.hub, room_id)
-        await self.hub.hooks.notify(
-            "on_left", seconds=self.limits.hook_seconds, room_id=room_id, client=self.client, room=handle
-        )
-
-    def subscriptions(self, room_id: str) -> list[str] | str:
-        """Return what the connection gets from a room, as on the wire."""
-        return history.subscription_names(*self._member(room_id))
-
-    async def _on_subscribe(self, command: protocol.Subscribe) -> None:
-        room, subscriber = self._member(command.room)
-        if command.events == "*":
-            subscription = ALL
-        else:
-            check_names(self.hub, room, command.events)
-            subscription = subscriber.subscription.add(command.events)
-        self._resubscribe(command, room, subscriber, subscription)
-
-    async def _on_unsubscribe(self, command: protocol.Unsubscribe) -> None:
-        room, subscriber = self._member(command.room)
-        if command.events == "*":
-            subscription = NONE
-        else:
-            check_names(self.hub, room, command.events)
-            subscription = subscriber.subscription.remove(command.events)
-        self._resubscribe(command, room, subscriber, subscription)
-
-    def _resubscribe(
-        self,
-        command: protocol.Subscribe | protocol.Unsubscribe,
-        room: Room,
-        subscriber: Subscriber,
-        subscription: Subscription,
-    ) -> None:
-        most = len(room.room_type.events) + self.limits.event_names_per_room
-        if len(subscription.names) > most:
-            raise InvalidRequest(f"a subscription names at most {most} events here")
-        room.resubscribe(subscriber, subscription)
-        if command.ref is not None:
-            names = history.subscription_names(room, subscriber)
-            answer = protocol.encode_ok(
-                command.ref, room=room.room_id, subscriptions=names, seq=room.last_seq
-            )
-            self.send([answer])
-
-    def _on_trigger(self, command: protocol.Trigger) -> Awaitable[None] | None:
-        """Submit the event; with hooks to ask, return what does so."""
-        room, subscriber = self._member(command.room)
-        event_type = room.room_type.event_type(command.event)
-        if event_type is None or event_type.publish == "server":
-            raise EventNotAllowed
-        limits = self.limits
-        data_json = admission.encode_payload(
-            event_type, bytes(command.data), max_bytes=limits.message_bytes, max_depth=limits.data_depth
-        )
-        raw_meta = bytes(command.meta)
-        meta_json = None
-        if raw_meta != b"null":
-            meta_json = admission.encode_meta(
-                raw_meta, max_bytes=limits.meta_bytes, max_depth=limits.data_depth
-            )
-        admitting = self.hub.admission
-        draft = admitting.draft(
-            room,
-            event_type,
-            data_json,
-            sender=self.identity.user_id,
-            meta_json=meta_json,
-            key=admitting.check_key(command.key),
-        )
-        if admitting.has_hooks:
-            return self._ask_hooks(command, room, subscriber, event_type, draft)
-        self.hub.submit(room, draft, self, command.ref)
-        return None
-
-    async def _ask_hooks(
-        self,
-        command: protocol.Trigger,
-        room: Room,
-        subscriber: Subscriber,
-        event_type: EventType[Any],
-        draft: Draft,
-    ) -> None:
-        admitted = await self.hub.admission.ask_hooks(room, event_type, draft)
-        if isinstance(admitted, Appended):
-            self._acknowledge(command.ref, room.room_id, admitted)
-            return
-        if self.memberships.get(command.room) is not subscriber:
-            raise NotJoined  # removed while a hook was asked
-        self.hub.submit(room, admitted, self, command.ref)
-
-    async def _on_edit(self, command: protocol.Edit) -> None:
-        raw = bytes(command.data)
-        limits = self.limits
-        await self._change(
-            command,
-            lambda event_type: admission.encode_payload(
-                event_type, raw, max_bytes=limits.message_bytes, max_depth=limits.data_depth
-            ),
-        )
-
-    async def _on_delete(self, command: protocol.Delete) -> None:
-        await self._change(command, None)
-
-    async def _change(self, command: protocol.Edit | protocol.Delete, encode: Encode | None) -> None:
-        room, subscriber = self._member(command.room)
-        admitted = await self.hub.changes.admit(
-            room,
-            command.seq,
-            encode=encode,
-            sender=self.identity.user_id,
-            client=self.client,
-            key=self.hub.admission.check_key(command.key),
-        )
-        if self.memberships.get(command.room) is not subscriber:
-            raise NotJoined  # removed while hooks were asked
-        if isinstance(admitted, Appended):
-            self._acknowledge(command.ref, room.room_id, admitted)
-        else:
-            self.hub.submit(room, admitted, self, command.ref)
-
-    def _acknowledge(self, ref: Ref, room_id: str, known: Appended) -> None:
-        """Answer a publish whose first try was recorded."""
-        if ref is not None:
-            ack = Ack(known.seq, known.id, known.timestamp, True)
-            self.send([protocol.encode_accepted(ref, room_id, *ack)])
+    # -- as a publisher ------------------------------------------------------------------------------------------
 
     def on_recorded(self, submission: Submission, outcome: Outcome) -> bytes | None:
         """A trigger of this connection is recorded; the hub sends the ``ok`` along with the event."""
         if submission.ref is None:
             return None
-        room_id, appended = submission.draft.room_id, outcome.appended
-        if appended is None:
-            return protocol.encode_accepted(submission.ref, room_id, *ack_of(outcome))
-        # As `ack_of` has it, without a tuple for each event.
-        is_duplicate = appended.event is None
-        return protocol.encode_accepted(
-            submission.ref, room_id, appended.seq, appended.id, appended.timestamp, is_duplicate
-        )
+        return protocol.encode_accepted(submission.ref, submission.draft.room_id, *ack_of(outcome))
 
     def on_failed(self, submission: Submission, error: CommandError) -> None:
         """A trigger of this connection was not recorded, or not in time."""
-        self._refuse(submission.ref, error)
-
-    async def _on_history(self, command: protocol.HistoryRead) -> None:
-        room, subscriber = self._member(command.room)
-        read = history.parse(self.hub, room, command)
-        # Waits for a slot, and with it further commands do: that bounds what one connection can have read for it.
-        await self._read_slots.acquire()
-        task = asyncio.create_task(
-            self._answer_history(command, room, subscriber, read), name="dialogue-history"
-        )
-        self._reads.add(task)
-        task.add_done_callback(self._on_read_done)
-
-    def _on_read_done(self, task: asyncio.Task[None]) -> None:
-        self._reads.discard(task)
-        self._read_slots.release()
-        if not task.cancelled() and task.exception() is not None:
-            self.hub.log.error("a history answer failed", exc_info=task.exception())
-
-    async def _answer_history(
-        self, command: protocol.HistoryRead, room: Room, subscriber: Subscriber, read: history.Read
-    ) -> None:
-        try:
-            message = await history.answer(
-                self.hub, room, read, user_id=self.identity.user_id, ref=command.ref
-            )
-        except CommandError as error:
-            self._refuse(command.ref, error)
-            return
-        except Exception:
-            self.hub.log.exception("reading history failed (room %r)", room.room_id)
-            self._refuse(command.ref, Internal())
-            return
-        # Membership may have ended while the answer was made: what was readable then is not any more.
-        if self.memberships.get(command.room) is subscriber:
-            self.send([message])
-
-    async def _on_rooms(self, command: protocol.Rooms) -> None:
-        records = [
-            history.room_record(RoomHandle(self.hub, room_id))
-            for room_id in dict.fromkeys([*self.hub.room_types.exact, *self.memberships])
-        ]
-        message: dict[str, Any] = {"type": "rooms", "rooms": records}
-        if command.ref is not None:
-            message["ref"] = command.ref
-        self.send([protocol.encode_message(message)])
-
-    async def _on_pong(self, command: protocol.Pong) -> None:
-        """Hearing it was enough."""
+        self.refuse(submission.ref, error)

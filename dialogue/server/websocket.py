@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
+from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from .handles import Identity
@@ -104,6 +105,15 @@ def origin_allowed(
     return is_development and is_loopback(theirs.hostname)
 
 
+async def _refuse(websocket: WebSocket, hub: Hub, reason: str) -> None:
+    """Answer an upgrade with 503 where the server under us can, so that the client comes again later; else with 403."""
+    hub.metrics.refused.labels(reason).inc()
+    if "websocket.http.response" in websocket.scope.get("extensions", {}):
+        await websocket.send_denial_response(Response(status_code=503, headers={"Retry-After": "1"}))
+    else:
+        await websocket.close(code=1013)
+
+
 async def serve_websocket(
     websocket: WebSocket,
     hub: Hub,
@@ -129,8 +139,10 @@ async def serve_websocket(
         await websocket.close(code=1008)
         return
     if hub.is_stopping:
-        hub.metrics.refused.labels("stopping").inc()
-        await websocket.close(code=1001)
+        await _refuse(websocket, hub, "stopping")
+        return
+    if hub.connections.is_full:
+        await _refuse(websocket, hub, "connections")
         return
     try:
         await websocket.accept()

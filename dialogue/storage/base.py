@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from ..events import Draft, EncodedEvent
+from ..events import Ack, Draft, EncodedEvent
 from .directory import Directory
 
 
@@ -32,6 +32,11 @@ class Appended(NamedTuple):
     timestamp: int
     event: EncodedEvent | None
     replaced: tuple[EncodedEvent, ...] = ()
+
+    @property
+    def ack(self) -> Ack:
+        """What the publisher is told."""
+        return Ack(self.seq, self.id, self.timestamp, self.event is None)
 
     @property
     def is_duplicate(self) -> bool:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any, NamedTuple
@@ -295,6 +295,27 @@ class HandOver:
         """
         if self._in_flight:
             await asyncio.wait(list(self._in_flight.values()))
+
+    async def hand_over_room(
+        self, room_id: str, streams: Mapping[str, StreamState], *, seconds: float
+    ) -> bool:
+        """Hand over all that a room has, also what is still in its rings; return whether that was done in time.
+
+        What could not be handed over stays where it is, and is tried again as always.
+
+        Args:
+            streams: Where its streams stand; nothing may be published into them meanwhile.
+        """
+        for event_name, state in streams.items():
+            handed_through = _done_through(state)
+            if self._event_type(room_id, event_name) is not None and state.last > handed_through:
+                self.evicted(room_id, event_name, state.last, handed_through=handed_through)
+        try:
+            async with asyncio.timeout(seconds), self._progress:
+                await self._progress.wait_for(lambda: all(room != room_id for room, _ in self._streams))
+        except TimeoutError:
+            return False
+        return True
 
     def statistics(self) -> HandOverStatistics:
         """Return how far the hand-over is, in a time that does not depend on how much waits."""

@@ -430,7 +430,9 @@ async def test_promise_7_a_slow_reader_is_disconnected_and_resumes(tmp_path: Pat
             while dialogue.metrics.registry.get_sample_value("dialogue_connections") == 3 and sent < 2000:
                 await a.trigger("general", "message", text)
                 sent += 1
-                session = next((s for s in dialogue.hub().sessions if s.client.user_id == "slow"), None)
+                session = next(
+                    (s for s in dialogue.hub().connections.sessions if s.client.user_id == "slow"), None
+                )
                 if session is not None:
                     assert session._outbox.total_bytes <= limits.outbox_bytes + 25_000
             assert sent < 2000

@@ -91,7 +91,7 @@ async def test_a_server_side_join_that_outlives_its_socket_leaves_no_ghost() -> 
             (client,) = dialogue.clients()
             joining = asyncio.create_task(client.join("general"))
             await asked.wait()
-        await eventually(lambda: not dialogue.hub().sessions)
+        await eventually(lambda: not dialogue.hub().connections.sessions)
         gate.set()
         with pytest.raises(Exception, match="ended"):
             await joining

@@ -1,0 +1,160 @@
+"""Who may see a room, enter it, read it, and trigger what in it.
+
+Fails closed: a hook that cannot decide allows nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Literal
+
+from ..config import DirectRoom, EventType, Limits
+from ..errors import CommandError, Internal, JoinDenied, RoomNotFound
+from .handles import Client, Context, RoomHandle
+from .hooks import HookRegistry
+
+Purpose = Literal["join", "read"]
+"""What access is asked for: to be in the room, or to read of it from outside."""
+
+
+class Permission:
+    """That someone has begun to enter or read a room; it may be taken back before the answer is sent.
+
+    Attributes:
+        is_revoked: Whether it was.
+    """
+
+    __slots__ = ("is_revoked",)
+
+    def __init__(self) -> None:
+        self.is_revoked = False
+
+    def check(self) -> None:
+        """Check that nobody has taken it back.
+
+        Raises:
+            JoinDenied: Someone has.
+        """
+        if self.is_revoked:
+            raise JoinDenied("removed from the room")
+
+
+class Access:
+    """Asks the hooks."""
+
+    def __init__(self, hooks: HookRegistry, *, limits: Limits, context: Context) -> None:
+        self._hooks = hooks
+        self._limits = limits
+        self._context = context
+        self._watched: dict[tuple[str, str], set[Permission]] = {}
+
+    async def check(self, client: Client, handle: RoomHandle, *, purpose: Purpose) -> None:
+        """Check that *client* may enter or read a room.
+
+        Raises:
+            RoomNotFound: The client may not even see it.
+            JoinDenied: It is not for this client, or a guard says so.
+            CommandError: A guard raised it.
+            Internal: A guard failed.
+        """
+        if not await self.can_see(client, handle):
+            raise RoomNotFound
+        if isinstance(handle.room_type.config, DirectRoom) and client.user_id not in handle.params.values():
+            raise JoinDenied
+        for hook in self._hooks.matching("before_join", handle.room_id):
+            allowed = await self._hooks.ask(
+                "before_join",
+                hook,
+                seconds=self._limits.hook_seconds,
+                room_id=handle.room_id,
+                context=self._context,
+                client=client,
+                room=handle,
+                params=handle.params,
+                purpose=purpose,
+            )
+            if allowed is False:
+                raise JoinDenied
+
+    async def can_see(self, client: Client, handle: RoomHandle) -> bool:
+        """Whether *client* may know of a room: every ``can_see`` hook returns something true."""
+        for hook in self._hooks.matching("can_see", handle.room_id):
+            try:
+                is_visible = await self._hooks.ask(
+                    "can_see",
+                    hook,
+                    seconds=self._limits.hook_seconds,
+                    room_id=handle.room_id,
+                    context=self._context,
+                    client=client,
+                    room=handle,
+                )
+            except CommandError:
+                return False
+            if not is_visible:
+                return False
+        return True
+
+    @property
+    def is_all_visible(self) -> bool:
+        """Whether there is no ``can_see`` hook."""
+        return not self._hooks.has("can_see")
+
+    def may_publish(
+        self, event_type: EventType[Any], client: Client, handle: Callable[[], RoomHandle]
+    ) -> bool:
+        """Whether *client* may trigger an event, as its declaration says.
+
+        Args:
+            handle: Makes the room's handle, where it is asked for.
+
+        Raises:
+            Internal: The declared function failed.
+        """
+        publish = event_type.publish
+        if isinstance(publish, str):
+            return publish == "client"
+        try:
+            wanted = _wanted(publish)
+            offered = {
+                "context": lambda: self._context,
+                "client": lambda: client,
+                "room": handle,
+            }
+            return bool(publish(**{name: offered[name]() for name in offered if name in wanted}))
+        except CommandError:
+            raise
+        except Exception:
+            self._hooks.log_failure("publish", None, event_type.name)
+            raise Internal from None
+
+    @contextmanager
+    def watch(self, user_id: str, room_id: str) -> Iterator[Permission]:
+        """Yield a permission that `revoke` takes back, for as long as an answer is being made."""
+        key = (user_id, room_id)
+        permission = Permission()
+        self._watched.setdefault(key, set()).add(permission)
+        try:
+            yield permission
+        finally:
+            watched = self._watched[key]
+            watched.discard(permission)
+            if not watched:
+                del self._watched[key]
+
+    def revoke(self, user_id: str, room_id: str) -> None:
+        """Take back what a user has begun in a room."""
+        for permission in self._watched.get((user_id, room_id), ()):
+            permission.is_revoked = True
+
+
+@lru_cache(maxsize=1024)
+def _wanted(publish: Callable[..., bool]) -> frozenset[str]:
+    """Return what a checked ``publish`` function asks for."""
+    parameters = inspect.signature(publish).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return frozenset({"context", "client", "room"})
+    return frozenset(parameter.name for parameter in parameters)

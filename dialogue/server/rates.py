@@ -1,0 +1,125 @@
+"""How fast a connection, a user and a room may go: token buckets by what is asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from ..config import Limits, RoomLimits
+from ..core.limits import TokenBucket
+from ..errors import RateLimited
+
+USERS_REMEMBERED = 10_000
+"""For how many users buckets are kept, those that were used last: a new connection does not fill an empty one."""
+
+
+def spend(now: float, *buckets: TokenBucket) -> None:
+    """Take a token from each of *buckets*.
+
+    Raises:
+        RateLimited: One is empty; it says when there is a token again.
+    """
+    for bucket in buckets:
+        if not bucket.take(now=now):
+            raise RateLimited(retry_after_seconds=max(0.001, round(bucket.wait_seconds, 3)))
+
+
+class Rates:
+    """The buckets of one connection or user.
+
+    Attributes:
+        triggers: What brings an event into a room: triggers, edits, deletions.
+        joins: Joining, making and deleting rooms.
+        reads: History, rooms, presence, unread.
+    """
+
+    __slots__ = ("joins", "reads", "triggers")
+
+    def __init__(self, triggers: TokenBucket, joins: TokenBucket, reads: TokenBucket) -> None:
+        self.triggers = triggers
+        self.joins = joins
+        self.reads = reads
+
+    def spend_trigger(self, now: float) -> None:
+        """Take a token for a trigger; `spend`, and quicker.
+
+        Raises:
+            RateLimited: There is none.
+        """
+        if not self.triggers.take(now=now):
+            spend(now, self.triggers)
+
+
+def connection_rates(limits: Limits, *, now: float) -> Rates:
+    """Return the buckets of a new connection."""
+    return Rates(
+        TokenBucket(limits.triggers_burst, limits.triggers_per_second, now=now),
+        TokenBucket(limits.joins_burst, limits.joins_per_second, now=now),
+        TokenBucket(limits.reads_burst, limits.reads_per_second, now=now),
+    )
+
+
+class UserRates:
+    """The buckets of users, over all their connections and requests.
+
+    Args:
+        clock: Seconds of the clock that tokens are counted by.
+    """
+
+    def __init__(self, limits: Limits, *, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._rates: OrderedDict[str, Rates] = OrderedDict()
+
+    def of(self, user_id: str) -> Rates:
+        """Return the buckets of a user, full ones if the user was not seen for long."""
+        rates = self._rates.get(user_id)
+        if rates is not None:
+            self._rates.move_to_end(user_id)
+            return rates
+        limits, now = self._limits, self._clock()
+        rates = self._rates[user_id] = Rates(
+            TokenBucket(limits.user_triggers_burst, limits.user_triggers_per_second, now=now),
+            TokenBucket(limits.user_joins_burst, limits.user_joins_per_second, now=now),
+            TokenBucket(limits.user_reads_burst, limits.user_reads_per_second, now=now),
+        )
+        if len(self._rates) > USERS_REMEMBERED:
+            self._rates.popitem(last=False)
+        return rates
+
+
+class RoomRates:
+    """The buckets of one open room: of the room as a whole, and of each user in it.
+
+    Args:
+        limits: What the room's declaration says.
+    """
+
+    __slots__ = ("_limits", "_room", "_users")
+
+    def __init__(self, limits: RoomLimits, *, now: float) -> None:
+        self._limits = limits
+        self._room = None
+        if limits.triggers_per_second is not None:
+            self._room = TokenBucket(limits.triggers_burst, limits.triggers_per_second, now=now)
+        self._users: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def spend_trigger(self, user_id: str, *, now: float) -> None:
+        """Take a token for a trigger of *user_id*.
+
+        Raises:
+            RateLimited: The room, or the user in it, is too fast.
+        """
+        per_second = self._limits.user_triggers_per_second
+        if per_second is not None:
+            bucket = self._users.get(user_id)
+            if bucket is None:
+                bucket = TokenBucket(self._limits.user_triggers_burst, per_second, now=now)
+                self._users[user_id] = bucket
+                if len(self._users) > USERS_REMEMBERED:
+                    self._users.popitem(last=False)
+            else:
+                self._users.move_to_end(user_id)
+            spend(now, bucket)
+        if self._room is not None:
+            spend(now, self._room)
