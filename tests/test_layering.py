@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dialogue"
 
 THIRD_PARTY = {
-    "alembic", "fastapi", "filelock", "hypothesis", "msgspec", "prometheus_client", "pydantic", "pytest",
+    "alembic", "fastapi", "filelock", "hypothesis", "jwt", "msgspec", "prometheus_client", "pydantic", "pytest",
     "pytest_asyncio", "rich", "sqlalchemy", "starlette", "typer", "uvicorn", "websockets",
 }  # fmt: skip
 
@@ -23,6 +23,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "events": ({"dialogue.config"}, {"msgspec"}),
     "config": (BASE | {"dialogue.core.patterns"}, {"pydantic"}),
     "folding": (BASE, set()),
+    "auth": (BASE | {"dialogue.server.admit", "dialogue.server.handles"}, {"jwt"}),
     "protocol": ({"dialogue.errors"}, {"msgspec"}),
     "core": (BASE | {"dialogue.core"}, {"pydantic", "msgspec"}),
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),

@@ -23,16 +23,24 @@ class Identity:
         user_id: 1 to ``limits.user_id_length`` characters.
         claims: What the credentials said, for hooks.
         meta: Anything of the application's, for hooks.
+        expires_at: When the credentials end, in seconds since the epoch; None: never. The connection is closed with
+            4001 then, unless a second ``connect`` has brought newer ones.
     """
 
-    __slots__ = ("claims", "meta", "user_id")
+    __slots__ = ("claims", "expires_at", "meta", "user_id")
 
     def __init__(
-        self, user_id: str, claims: Mapping[str, Any] | None = None, meta: Mapping[str, Any] | None = None
+        self,
+        user_id: str,
+        claims: Mapping[str, Any] | None = None,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        expires_at: float | None = None,
     ) -> None:
         self.user_id = user_id
         self.claims: dict[str, Any] = dict(claims or {})
         self.meta: dict[str, Any] = dict(meta or {})
+        self.expires_at = expires_at
 
 
 class Client:
