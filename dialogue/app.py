@@ -111,7 +111,7 @@ class Dialogue:
             `StoreUnavailable` at once; ``"wait"`` keeps the event, in its place, and tries again until the store takes
             it or ``limits.append_timeout_seconds`` are over.
         allowed_origins: Origins whose pages may connect besides the server's own; ``"*"`` for any.
-        logger: Where to log; ``logging.getLogger("dialogue")`` by default.
+        logger: Where all parts log, the store too; ``logging.getLogger("dialogue")`` by default.
 
     Raises:
         ConfigError: A declaration is wrong; it names room and field and says what to do.
@@ -134,6 +134,7 @@ class Dialogue:
         self.logger = logger or logging.getLogger("dialogue")
         self.metrics = Metrics()
         self.store = _make_store(store)
+        self.store.use_logger(self.logger)
         if archive is not None and not isinstance(archive, Archive):
             raise ConfigError(
                 "Dialogue, field 'archive'",

@@ -48,6 +48,13 @@ class LogLevel(StrEnum):
     error = "error"
 
 
+class LogFormat(StrEnum):
+    """What ``--log-format`` takes."""
+
+    text = "text"
+    json = "json"
+
+
 Target = Annotated[
     str,
     typer.Argument(
@@ -92,16 +99,19 @@ def run(
     port: Port = 3000,
     reload: Annotated[bool, typer.Option("--reload", help="Start again when a Python file changes.")] = False,
     log_level: Level = LogLevel.info,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="How messages are logged: as text, or as one JSON object in each line.")
+    ] = LogFormat.text,
 ) -> None:
     """Serve a Dialogue: its socket, browser client, /health and /metrics."""
     from .server import run as server
 
     try:
         dialogue = None if reload else load(target)
-        server.configure_logging(log_level)
+        server.configure_logging(log_level, log_format)
         listener = server.listen(host, port)
         if dialogue is None:
-            child = functools.partial(serve_child, target, log_level.value)
+            child = functools.partial(serve_child, target, log_level.value, log_format.value)
             server.serve_reloading(child, listener)
         else:
             _end(_serve(dialogue, target, listener))
@@ -124,12 +134,12 @@ def _serve(dialogue: Dialogue, target: str, listener: socket.socket) -> int:
     return server.serve(dialogue, dialogue.app, listener, on_serving=tell)
 
 
-def serve_child(target: str, log_level: str, sockets: list[socket.socket]) -> None:
+def serve_child(target: str, log_level: str, log_format: str, sockets: list[socket.socket]) -> None:
     """What a reloading server's child process does; ends the process with status 1 when it cannot start."""
     from .server import run as server
 
     try:
-        server.configure_logging(log_level)
+        server.configure_logging(log_level, log_format)
         _end(_serve(load(target), target, sockets[0]))
     except DialogueError as error:
         err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)

@@ -23,12 +23,22 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "events": ({"dialogue.config"}, {"msgspec"}),
     "config": (BASE | {"dialogue.core.patterns"}, {"pydantic"}),
     "folding": (BASE, set()),
+    "logs": (set(), set()),
+    "deployment": (BASE | {"dialogue.app", "dialogue.storage.archive"}, set()),
     "auth": (BASE | {"dialogue.server.admit", "dialogue.server.handles"}, {"jwt"}),
     "protocol": ({"dialogue.errors"}, {"msgspec"}),
     "core": (BASE | {"dialogue.core"}, {"pydantic", "msgspec"}),
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),
     "server": (
-        BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"},
+        BASE
+        | {
+            "dialogue.core",
+            "dialogue.storage",
+            "dialogue.server",
+            "dialogue.protocol",
+            "dialogue.app",
+            "dialogue.logs",
+        },
         {"fastapi", "starlette", "prometheus_client", "uvicorn"},
     ),
     "testing": (

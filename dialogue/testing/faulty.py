@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 
 from ..errors import StoreError
@@ -46,6 +47,10 @@ class FaultyStore(Store):
         self._may_append = asyncio.Event()
         self._may_append.set()
         self.waiting_appends = 0
+
+    def use_logger(self, logger: logging.Logger) -> None:
+        """Pass it on to the inner store."""
+        self.inner.use_logger(logger)
 
     def hold(self) -> None:
         """Let appends wait, before they reach the inner store, until `release`."""
