@@ -22,6 +22,7 @@ from .app import Dialogue
 from .commands import db, transfer
 from .commands.common import err, fail, load, out
 from .config import EventType, Limits, RoomType
+from .deployment import Problem, problems
 from .errors import DialogueError, StartError
 
 if TYPE_CHECKING:
@@ -183,17 +184,30 @@ def demo(
 
 
 @cli.command()
-def check(target: Target) -> None:
+def check(
+    target: Target,
+    deploy: Annotated[
+        bool,
+        typer.Option("--deploy", help="Also list what is not safe to expose; status 1 if there is anything."),
+    ] = False,
+) -> None:
     """Check every declaration of a Dialogue, and show its rooms, events, limits and store. Opens nothing."""
     try:
         dialogue = load(target)
         archive = _archive_name(dialogue)
+        found = problems(dialogue) if deploy else []
     except DialogueError as error:
         fail(error)
     for table in (_rooms_table(dialogue), _events_table(dialogue), _limits_table(dialogue.limits)):
         out.print(table)
     out.print(_store_table(dialogue, archive))
-    out.print(f"[bold green]OK[/]: {escape(target)} can be served")
+    if found:
+        out.print(_problems_table(found))
+        fail(
+            f"{target} is not safe to expose: {len(found)} problem{'s' if len(found) > 1 else ''}, listed above"
+        )
+    said = "can be served; nothing was found that is not safe to expose" if deploy else "can be served"
+    out.print(f"[bold green]OK[/]: {escape(target)} {said}")
 
 
 def _archive_name(dialogue: Dialogue) -> str:
@@ -209,6 +223,13 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
+    return table
+
+
+def _problems_table(found: list[Problem]) -> Table:
+    table = _table("Not safe to expose", "Problem", "Where", "What is unsafe", "Remedy")
+    for problem in found:
+        table.add_row(*map(escape, problem))
     return table
 
 
