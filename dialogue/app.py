@@ -94,7 +94,7 @@ class Dialogue(HookDecorators):
             `StoreUnavailable` at once; ``"wait"`` keeps the event, in its place, and tries again until the store takes
             it or ``limits.append_timeout_seconds`` are over.
         allowed_origins: Origins whose pages may connect besides the server's own; ``"*"`` for any.
-        logger: Where to log; ``logging.getLogger("dialogue")`` by default.
+        logger: Where all parts log, the store too; ``logging.getLogger("dialogue")`` by default.
 
     Raises:
         ConfigError: A declaration is wrong; it names room and field and says what to do.
@@ -237,6 +237,7 @@ class Dialogue(HookDecorators):
         self._hub, self._loop = hub, asyncio.get_running_loop()
         self._has_run = True
         try:
+            store.use_logger(self.logger)
             await store.open()
             try:
                 if archive is not None:

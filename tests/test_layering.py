@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dialogue"
 
 THIRD_PARTY = {
-    "alembic", "annotated_types", "fastapi", "filelock", "hypothesis", "msgspec", "prometheus_client", "pydantic",
-    "pytest", "pytest_asyncio", "rich", "sqlalchemy", "starlette", "typer", "uvicorn", "websockets",
+    "alembic", "annotated_types", "fastapi", "filelock", "hypothesis", "jwt", "msgspec", "prometheus_client",
+    "pydantic", "pytest", "pytest_asyncio", "rich", "sqlalchemy", "starlette", "typer", "uvicorn", "websockets",
 }  # fmt: skip
 
 # What each layer may import of Dialogue and of others; `errors`, `events` and `config` are open to all.
@@ -24,11 +24,16 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "config": (BASE | {"dialogue.core.patterns"}, {"pydantic"}),
     "limits": ({"dialogue.errors"}, {"pydantic", "annotated_types"}),
     "folding": (BASE, set()),
+    "logs": (set(), set()),
+    "deployment": (BASE | {"dialogue.app", "dialogue.storage.archive"}, set()),
+    "auth": (BASE | {"dialogue.server.admit", "dialogue.server.handles"}, {"jwt"}),
     "protocol": ({"dialogue.errors"}, {"msgspec"}),
     "core": (BASE | {"dialogue.core"}, {"pydantic", "msgspec"}),
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),
     "server": (
-        BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"},
+        BASE
+        | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"}
+        | {"dialogue.logs"},
         {"fastapi", "msgspec", "starlette", "prometheus_client", "uvicorn"},
     ),
     "testing": (

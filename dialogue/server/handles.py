@@ -25,8 +25,8 @@ class Identity:
         user_id: 1 to ``limits.user_id_length`` characters.
         claims: What the credentials said, for hooks.
         meta: Anything of the application's, for hooks.
-        expires_at: When it ends, in seconds since the epoch: the connection is then closed with 4001, unless the
-            client has sent another ``connect`` with newer credentials. None: never.
+        expires_at: When the credentials end, in seconds since the epoch; None: never. The connection is closed with
+            4001 then, unless a second ``connect`` has brought newer ones.
     """
 
     __slots__ = ("claims", "expires_at", "meta", "user_id")
@@ -40,9 +40,9 @@ class Identity:
         expires_at: float | None = None,
     ) -> None:
         self.user_id = user_id
-        self.expires_at = expires_at
         self.claims: dict[str, Any] = dict(claims or {})
         self.meta: dict[str, Any] = dict(meta or {})
+        self.expires_at = expires_at
 
 
 class Client:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from ..errors import StartError
+from ..logs import JSONFormatter
 from .websocket import is_loopback
 
 if TYPE_CHECKING:
@@ -106,12 +107,19 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, log_format: str = "text") -> None:
     """Log to standard error from *level* up (a name such as ``info``); of uvicorn only what is worth knowing.
 
-    Handlers that the application has put on the root logger are kept, and none is added to them.
+    Handlers that the application has put on the root logger are kept as they are, and none is added to them.
+
+    Args:
+        level: The least important messages that are logged.
+        log_format: ``"text"``, or ``"json"`` for one object in each line (see `JSONFormatter`).
     """
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    if log_format == "json":
+        handler.setFormatter(JSONFormatter())
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.getLogger().setLevel(max(number, logging.INFO))
     logging.getLogger("dialogue").setLevel(number)

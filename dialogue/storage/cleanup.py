@@ -465,6 +465,7 @@ class HandOver:
             stream.failures,
             line.failures,
             exc_info=error if line.has_traceback else None,
+            extra={"room_id": stream.room_id, "event_name": stream.event_name},
         )
 
     def _retry_seconds(self, failures: int) -> float:
