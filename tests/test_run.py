@@ -31,7 +31,7 @@ message = define_event("message", history=History(limit=2))
 dialogue = Dialogue(
     rooms={{"general": RoomConfig(events=[message])}},
     store={store},
-    limits=Limits(stop_seconds=1, frame_bytes=8192),
+    limits=Limits(stop_timeout_seconds=1, frame_bytes=8192),
 )
 """
 
