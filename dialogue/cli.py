@@ -1,7 +1,7 @@
 """The ``dialogue`` command.
 
 Exit status: 0 after a stop that was asked for, 1 when something is wrong (told in one line on standard error), 2 when
-the command line itself is.
+the command line itself is, 130 when a second signal has ended a stop at once.
 """
 
 from __future__ import annotations
@@ -75,11 +75,18 @@ Level = Annotated[LogLevel, typer.Option(help="The least important messages that
 
 
 def _end(unflushed_events: int) -> None:
-    if unflushed_events:
+    from .server.run import leave_hanging_threads
+
+    if not unflushed_events:
+        leave_hanging_threads(0)
+        return
+    try:
         fail(
             f"stopped, but {unflushed_events} events could not be handed over to on_cleanup and are lost. "
             "The log above tells what on_cleanup raised; with a store= they would wait for the next start"
         )
+    finally:
+        leave_hanging_threads(1)
 
 
 @cli.callback(invoke_without_command=True)
@@ -113,14 +120,15 @@ def run(
         listener = server.listen(host, port)
         if dialogue is None:
             child = functools.partial(serve_child, target, log_level.value, log_format.value)
-            server.serve_reloading(child, listener)
+            if status := server.serve_reloading(child, listener):
+                raise typer.Exit(status)
         else:
             _end(_serve(dialogue, target, listener))
     except DialogueError as error:
         fail(error)
 
 
-def _serve(dialogue: Dialogue, target: str, listener: socket.socket) -> int:
+def _serve(dialogue: Dialogue, target: str, listener: socket.socket, *, is_child: bool = False) -> int:
     from .server import run as server
 
     address = server.address_of(listener)
@@ -132,16 +140,17 @@ def _serve(dialogue: Dialogue, target: str, listener: socket.socket) -> int:
             soft_wrap=True,
         )
 
-    return server.serve(dialogue, dialogue.app, listener, on_serving=tell)
+    return server.serve(dialogue, dialogue.app, listener, on_serving=tell, is_child=is_child)
 
 
 def serve_child(target: str, log_level: str, log_format: str, sockets: list[socket.socket]) -> None:
     """What a reloading server's child process does; ends the process with status 1 when it cannot start."""
     from .server import run as server
 
+    server.ignore_terminal()
     try:
         server.configure_logging(log_level, log_format)
-        _end(_serve(load(target), target, sockets[0]))
+        _end(_serve(load(target), target, sockets[0], is_child=True))
     except DialogueError as error:
         err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
         err.print("Waiting for a change.")

@@ -24,6 +24,9 @@ class Limits(BaseModel):
     )
     frame_before_connect_bytes: int = Field(4096, ge=256, description="largest frame before `connected`")
     commands_per_frame: int = Field(1000, ge=1, description="most commands in one frame")
+    handshake_seconds: float = Field(
+        10.0, gt=0, description="how long a connection may take to send its request head"
+    )
     connect_seconds: float = Field(10.0, gt=0, description="how long a connection may wait before `connect`")
     ping_seconds: float = Field(
         25.0, gt=0, description="silence after which a ping is sent; twice that closes"
@@ -131,7 +134,9 @@ class Limits(BaseModel):
         ge=1,
         description="most events waiting for one reader of a feed; one behind reads the log instead",
     )
-    stop_seconds: float = Field(10.0, gt=0, description="how long a stop waits for appends and hand-overs")
+    stop_timeout_seconds: float = Field(
+        10.0, gt=0, description="how long a stop may take: appends, connections, hooks and hand-over together"
+    )
 
     @classmethod
     def unlimited(cls) -> Limits:

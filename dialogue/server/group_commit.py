@@ -27,6 +27,7 @@ from ..errors import (
 from ..events import Ack, Draft, EncodedEvent, Event
 from ..storage.base import Appended, Store
 from ..storage.condition import Condition
+from ..storage.ending import end_tasks
 from .metrics import Metrics
 
 
@@ -171,13 +172,13 @@ class Done(NamedTuple):
 class GroupCommit:
     """The one writer of a store, made in its event loop. An async context manager.
 
-    Leaving it waits for what was accepted.
+    Leaving it waits for what was accepted, for as long as `aclose` would be given by a stop that begins then.
 
     Args:
         store: The log.
         deliver: Called without awaiting, in commit order, with what a group recorded.
         after_deliver: Awaited before the next group, for what a delivery leaves to do in the store.
-        limits: ``append_*`` and ``stop_seconds``.
+        limits: ``append_*`` and ``stop_timeout_seconds``.
         waits_for_store: Whether an append that the store refuses is tried again until its publishers' deadlines
             (``Dialogue(on_store_failure="wait")``) instead of being answered at once.
         clock_ms: Milliseconds since the epoch, for ephemeral events.
@@ -241,12 +242,19 @@ class GroupCommit:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose(until=self._time() + self._limits.stop_timeout_seconds)
+
+    async def aclose(self, *, until: float) -> None:
+        """Take nothing more, and wait for what was accepted until loop time *until*. May be called twice.
+
+        Whoever still waits then is told `StoreUnavailable`: what became of the append is not known.
+        """
         self._is_closed = True
         task, self._task = self._task, None
         if task is None:
             return
         try:
-            async with asyncio.timeout(self._limits.stop_seconds):
+            async with asyncio.timeout_at(until):
                 await self._idle.wait()
         except TimeoutError:
             self._log.error(
@@ -257,12 +265,11 @@ class GroupCommit:
         if self._timer is not None:
             self._timer.cancel()
         ending = [task] if self._appending is None else [task, self._appending]
-        for running in ending:
-            running.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        if await end_tasks(ending, until=until):
+            self._log.error("the store does not let its append be cancelled; the stop goes on without it")
         # Also the group that was being appended: whether it was recorded is not known, and nobody may wait for ever.
         for item in itertools.chain(*self._groups, self._queue):
-            item.fail(StoreUnavailable("the server is stopping"))
+            item.fail(StoreUnavailable("the server is stopping", retry_after_seconds=1))
         self._groups.clear()
         self._queue.clear()
         self._queue_bytes = 0
@@ -311,7 +318,7 @@ class GroupCommit:
             StoreUnavailable: It cannot be told now.
         """
         if self._is_closed:
-            raise StoreUnavailable("the server is stopping")
+            raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
         lookup = _Lookup(draft, self._time() + self._limits.append_timeout_seconds)
         self._check_room(lookup.size)
         self._enqueue(lookup)

@@ -52,14 +52,12 @@ from .rates import UserRates
 from .reader import Reader
 from .registry import RoomRegistry
 from .rooms import OpenRooms
+from .stopping import Stopping
 
 if TYPE_CHECKING:
     from .session import Session
 
 T = TypeVar("T")
-
-FAREWELL = "dialogue-session-end"
-"""The name of the tasks that end connections; a stop waits for them."""
 
 
 class Hub:
@@ -93,12 +91,12 @@ class Hub:
         self.registry = RoomRegistry(self, room_types)
         self.presence = Presence(self)
         self.user_rates = UserRates(limits, clock=asyncio.get_running_loop().time)
-        self.is_stopping = False
         self.unflushed_events = 0
         # Kept: finding the running loop asks the system for the process's number each time.
         self._time = asyncio.get_running_loop().time
         self._trims: dict[tuple[str, str], int] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.stop = Stopping(self)
         self.handover = (
             HandOver(
                 store,
@@ -156,13 +154,13 @@ class Hub:
         )
         self.changes = Changes(self, archive=archive)
         self.feeds = Feeds(store, find=self.registry.find, limits=limits, logger=logger, random=random)
-        self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context)
+        self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context, logger=logger)
         show_progress(metrics, handover=self.handover, reader=self.reader, commit=self.commit)
         metrics.rooms.set_function(lambda: len(self.rooms))
         metrics.connections.set_function(lambda: len(self.connections.sessions))
 
     async def __aenter__(self) -> Hub:
-        await self.registry.__aenter__()
+        await self.registry.open()
         if self.handover is not None:
             await self.handover.__aenter__()
         await self.commit.__aenter__()
@@ -173,50 +171,35 @@ class Hub:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop: no new commands, what was accepted is appended and told, hand-overs are flushed, sockets closed."""
-        self.is_stopping = True
-        await self.retention.__aexit__()
-        await self.commit.__aexit__()
-        for session in list(self.connections.sessions):
-            session.close(protocol.CLOSE_GOING_AWAY, "the server is stopping")
-        try:
-            async with asyncio.timeout(self.limits.stop_seconds):
-                await asyncio.gather(*(session.wait_closed() for session in list(self.connections.sessions)))
-        except TimeoutError:
-            self.log.warning("%d connections did not close in time", len(self.connections.sessions))
-        # on_left and on_disconnected of those connections; they have their own time limits.
-        farewells = {task for task in self._tasks if task.get_name() == FAREWELL}
-        if farewells:
-            await asyncio.wait(farewells, timeout=self.limits.stop_seconds)
-        await self.notifier.__aexit__()
-        # Before the flush: a load that hangs would keep its stream from being handed over.
-        await self.reader.aclose()
-        if self.handover is not None:
-            self.unflushed_events = await self.handover.flush(with_rings=not self.store.is_durable)
-            if self.unflushed_events:
-                self.log.error("%d events could not be handed over before the stop", self.unflushed_events)
-                self.metrics.handover.labels("lost").inc(self.unflushed_events)
-            await self.handover.__aexit__()
-        self.feeds.close()
-        self.presence.close()
-        await self.registry.__aexit__()
-        await self.open_rooms.aclose()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.stop.run()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a stop has begun."""
+        return self.stop.times is not None
+
+    @property
+    def unhanded_events(self) -> int:
+        """How many events the hand-over has before it; without a durable store also those in the rings."""
+        if self.handover is None:
+            return 0
+        waiting = self.handover.statistics().waiting_events
+        if self.store.is_durable or self.handover.has_rings:
+            return waiting
+        return waiting + sum(len(ring) for room in self.rooms.values() for ring in room.rings.values())
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Run *coroutine* as a task that the hub ends with, and whose exception is logged."""
         task = asyncio.create_task(coroutine, name=name)
-        self._tasks.add(task)
+        self.tasks.add(task)
         task.add_done_callback(self._on_task_done)
         return task
 
     async def complete(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
         """Return what *coroutine* does; it goes on to its end also if whoever waits for it is cancelled."""
         task = asyncio.create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -225,7 +208,7 @@ class Hub:
             raise
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self.tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self.log.error("task %s failed", task.get_name(), exc_info=task.exception())
 

@@ -52,8 +52,8 @@ class RoomRegistry:
         self._changing: dict[str, asyncio.Event] = {}
         self._announcer = Announcer(hub)
 
-    async def __aenter__(self) -> RoomRegistry:
-        """Read the rooms that were made.
+    async def open(self) -> None:
+        """Read the rooms that were made, and begin to tell of further ones.
 
         Raises:
             StoreUnavailable: The store cannot be read.
@@ -67,11 +67,7 @@ class RoomRegistry:
                 len(lost),
                 lost[0],
             )
-        await self._announcer.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._announcer.__aexit__()
+        self._announcer.start()
 
     # -- finding -------------------------------------------------------------------------------------------------
 
