@@ -126,7 +126,7 @@ class Commands:
 
     async def _join(self, command: protocol.Join) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.rates.joins, session.user_rates.joins)
         await session.memberships.join(
             command.room, ref=command.ref, since=command.since, sync=command.sync, events=command.events
         )
@@ -149,7 +149,7 @@ class Commands:
 
     async def _rooms(self, command: protocol.Rooms) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, self._hub.user_rates.of(session.user_id).reads)
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
         records = await self._hub.registry.visible_to(session.client)
         message: dict[str, Any] = {"type": "rooms", "rooms": records}
         if command.ref is not None:
@@ -158,7 +158,7 @@ class Commands:
 
     async def _create_room(self, command: protocol.CreateRoom) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.user_rates.room_changes)
         await self._hub.registry.create_for(
             session.client,
             command.room,
@@ -171,14 +171,14 @@ class Commands:
 
     async def _delete_room(self, command: protocol.DeleteRoom) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.user_rates.room_changes)
         await self._hub.registry.delete_for(session.client, command.room)
         if command.ref is not None:
             session.send([protocol.encode_ok(command.ref, room=command.room)])
 
     async def _presence(self, command: protocol.Presence) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, self._hub.user_rates.of(session.user_id).reads)
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
         room, _ = session.memberships.member(command.room)
         session.send([self._hub.presence.snapshot(room, ref=command.ref)])
 

@@ -123,7 +123,6 @@ class Client:
         Raises:
             NotJoined: It is not in the room.
         """
-        self._session.hub.access.revoke(self.user_id, room_id)
         await self._session.memberships.leave(room_id, reason=reason)
 
     def send(self, event: str, data: Any) -> None:
@@ -256,7 +255,7 @@ class RoomHandle:
             StoreUnavailable: Part of the range cannot be read now.
         """
         name = event.name if isinstance(event, EventType) else event
-        return await self._hub.history_by_offset(self.room_id, name, start, end)
+        return await self._hub.reads.by_offset(self.room_id, name, start, end)
 
     async def page(
         self,
@@ -280,7 +279,7 @@ class RoomHandle:
             ValueError: More than one seq is given.
         """
         name = event.name if isinstance(event, EventType) else event
-        return await self._hub.history_page(
+        return await self._hub.reads.page(
             self.room_id, name, before=before, after=after, around=around, limit=limit
         )
 

@@ -22,26 +22,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import protocol
 from ..config import EventType, Limits, RoomTypes
 from ..core import admission
-from ..core.cursor import MAX_SEQ, Bound
-from ..core.room import Room, Subscriber, as_replaced
-from ..core.timeline import Gap
+from ..core.room import Room, Subscriber
 from ..errors import (
     Backpressure,
     EventNotAllowed,
-    StoreUnavailable,
 )
-from ..events import CHANGES, Ack, Draft, EncodedEvent, Event
+from ..events import CHANGES, Ack, Draft, EncodedEvent
 from ..storage.archive import Archive
 from ..storage.base import Appended, FeedItem, Store
 from ..storage.cleanup import HandOver
 from ..storage.retention import RetentionSweep
 from .access import Access
 from .admit import Admission, check_not_publishing
+from .application_reads import ApplicationReads
 from .changes import Changes
 from .connections import Connections
 from .feed import Feeds
 from .group_commit import GroupCommit, Outcome, Waiter
-from .handles import Context, RoomHandle, bounds_below
+from .handles import Context, RoomHandle
 from .health import show_progress
 from .hooks import HookRegistry
 from .metrics import Metrics
@@ -152,6 +150,7 @@ class Hub:
             limits=limits,
             logger=logger,
         )
+        self.reads = ApplicationReads(self)
         self.changes = Changes(self, archive=archive)
         self.feeds = Feeds(store, find=self.registry.find, limits=limits, logger=logger, random=random)
         self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context, logger=logger)
@@ -477,77 +476,3 @@ class Hub:
 
     def forget_room(self, room_id: str) -> None:
         """Forget what is kept of a room that was deleted."""
-
-    # -- reads for the application -------------------------------------------------------------------------------
-
-    async def history_by_offset(self, room_id: str, name: str, start: int, end: int) -> list[Event[Any]]:
-        """Return events of one type by offset, newest first."""
-        if start < 0 or end < start:
-            raise ValueError("0 <= start <= end is needed")
-        room = await self.open_rooms.open(room_id)
-        self.recorded_type(room, name)
-        ring = room.rings.get(name)
-        position = (ring.last_position if ring is not None else 0) - start + 1
-        return await self._decoded(room, self._older(room, {name: Bound(MAX_SEQ, position)}, end - start))
-
-    async def history_page(
-        self,
-        room_id: str,
-        name: str | None,
-        *,
-        before: int | None,
-        after: int | None,
-        around: int | None,
-        limit: int,
-    ) -> list[Event[Any]]:
-        """Return events by seq, oldest first; see `RoomHandle.page`."""
-        if sum(bound is not None for bound in (before, after, around)) > 1:
-            raise ValueError("give one of before, after and around")
-        room = await self.open_rooms.open(room_id)
-        names = room.recorded_names() if name is None else [self.recorded_type(room, name).name]
-        if after is not None:
-            return await self._decoded(room, self._newer(room, names, after, limit))
-        if around is not None:
-            return await self._decoded(room, self._around(room, names, around, limit))
-        bounds = bounds_below(names, room.last_seq + 1 if before is None else before)
-        return (await self._decoded(room, self._older(room, bounds, limit)))[::-1]
-
-    async def _around(self, room: Room, names: list[str], seq: int, limit: int) -> list[EncodedEvent]:
-        older = await self._older(room, bounds_below(names, seq + 1), (limit + 1) // 2)
-        return older[::-1] + await self._newer(room, names, seq, limit - len(older))
-
-    async def _newer(self, room: Room, names: list[str], after: int, limit: int) -> list[EncodedEvent]:
-        events: list[EncodedEvent] = []
-        goes_on: int | None = after
-        while goes_on is not None and len(events) < limit:
-            part = await self.reader.newer(room, names, after=goes_on, limit=limit - len(events))
-            self._check_readable(part.gap)
-            events += part.events
-            goes_on = part.next_after
-        return events
-
-    @staticmethod
-    def _check_readable(gap: Gap | None) -> None:
-        if gap is not None and gap.reason == "tier_unavailable":
-            raise StoreUnavailable("part of the history cannot be read now", retry_after_seconds=1)
-
-    async def _decoded(
-        self, room: Room, reading: Coroutine[Any, Any, list[EncodedEvent]]
-    ) -> list[Event[Any]]:
-        with room.watch() as replaced:
-            events = as_replaced(await reading, replaced)
-        return [
-            Event.decode(event, epoch=self.store.epoch, event_type=room.room_type.event_type(event.event))
-            for event in events
-        ]
-
-    async def _older(self, room: Room, bounds: dict[str, Bound], limit: int) -> list[EncodedEvent]:
-        """Read *limit* events below *bounds*, newest first, over as many pages as it takes."""
-        newest_first: list[EncodedEvent] = []
-        goes_on: dict[str, Bound] | None = bounds
-        while goes_on is not None and len(newest_first) < limit:
-            part = await self.reader.older(room, goes_on, limit=limit - len(newest_first))
-            self._check_readable(part.gap)
-            newest_first += part.events[::-1]
-            goes_on = part.bounds
-        return newest_first

@@ -21,7 +21,7 @@ from .handles import Client, Identity, RoomHandle
 from .hub import Hub
 from .memberships import Memberships
 from .outbox import Frame, Outbox
-from .rates import Rates, connection_rates, spend
+from .rates import RatesOfUser, connection_rates, spend
 from .stopping import FAREWELL
 
 CLOSE_SECONDS = 10.0
@@ -97,7 +97,7 @@ class Session:
         return self.identity.user_id
 
     @property
-    def user_rates(self) -> Rates:
+    def user_rates(self) -> RatesOfUser:
         """How fast its user may go."""
         return self.hub.user_rates.of(self.identity.user_id)
 

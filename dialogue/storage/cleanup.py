@@ -320,6 +320,10 @@ class HandOver:
             handed_through = _done_through(state)
             if self._event_type(room_id, event_name) is not None and state.last > handed_through:
                 self.evicted(room_id, event_name, state.last, handed_through=handed_through)
+        for stream in self._streams.values():
+            if stream.room_id == room_id and stream.retry is not None:
+                stream.retry.cancel()
+                self._again(stream)
         try:
             async with asyncio.timeout(seconds), self._progress:
                 await self._progress.wait_for(lambda: all(room != room_id for room, _ in self._streams))
