@@ -114,7 +114,7 @@ def test_importing_the_doubles_needs_no_test_tools() -> None:
 
 def test_the_commands_import_what_they_need_when_they_run() -> None:
     """`dialogue --help` waits for no database library."""
-    heavy = ("sqlalchemy", "alembic", "annotated_types", "fastapi", "uvicorn")
+    heavy = ("sqlalchemy", "alembic", "fastapi", "uvicorn")
     code = f"import sys, dialogue.cli; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
