@@ -33,6 +33,7 @@ class Commands:
         self._session = session
         self._hub = session.hub
         self._limits = session.hub.limits
+        self._has_asked = False
         self._reads: set[asyncio.Task[None]] = set()
         self._read_slots = asyncio.Semaphore(self._limits.reads_in_flight)
         self._handlers: dict[type, Callable[[Any], Awaitable[None] | None]] = {
@@ -71,6 +72,10 @@ class Commands:
 
     async def _connect(self, command: protocol.Connect) -> None:
         session, hub = self._session, self._hub
+        if self._has_asked:
+            # Each asks the application who it is: as often as one may join, and no oftener.
+            spend(session.heard, session.rates.joins)
+        self._has_asked = True
         with session.connect_timer_paused():
             try:
                 identity = session.known_identity or await authenticate(
