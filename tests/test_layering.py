@@ -29,7 +29,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),
     "server": (
         BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"},
-        {"fastapi", "msgspec", "starlette", "prometheus_client", "uvicorn"},
+        {"fastapi", "msgspec", "prometheus_client", "pydantic", "starlette", "uvicorn"},
     ),
     "testing": (
         BASE

@@ -44,6 +44,7 @@ from .group_commit import GroupCommit, Outcome, Waiter
 from .handles import Context, RoomHandle, bounds_below
 from .health import show_progress
 from .hooks import HookRegistry
+from .in_flight import InFlight
 from .metrics import Metrics
 from .notifier import Notifier
 from .outbox import Frame
@@ -89,6 +90,7 @@ class Hub:
         self.log = logger
         self.context = Context(self, dialogue)
         self.connections = Connections(limits=limits, metrics=metrics)
+        self.in_flight = InFlight(limits)
         self.access = Access(hooks, limits=limits, context=self.context)
         self.registry = RoomRegistry(self, room_types)
         self.presence = Presence(self)
