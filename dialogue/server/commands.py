@@ -33,6 +33,7 @@ class Commands:
         self._session = session
         self._hub = session.hub
         self._limits = session.hub.limits
+        self._has_asked = False
         self._reads: set[asyncio.Task[None]] = set()
         self._read_slots = asyncio.Semaphore(self._limits.reads_in_flight)
         self._handlers: dict[type, Callable[[Any], Awaitable[None] | None]] = {
@@ -71,6 +72,10 @@ class Commands:
 
     async def _connect(self, command: protocol.Connect) -> None:
         session, hub = self._session, self._hub
+        if self._has_asked:
+            # Each asks the application who it is: as often as one may join, and no oftener.
+            spend(session.heard, session.rates.joins)
+        self._has_asked = True
         with session.connect_timer_paused():
             try:
                 identity = session.known_identity or await authenticate(
@@ -126,7 +131,7 @@ class Commands:
 
     async def _join(self, command: protocol.Join) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.rates.joins, session.user_rates.joins)
         await session.memberships.join(
             command.room, ref=command.ref, since=command.since, sync=command.sync, events=command.events
         )
@@ -149,7 +154,7 @@ class Commands:
 
     async def _rooms(self, command: protocol.Rooms) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, self._hub.user_rates.of(session.user_id).reads)
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
         records = await self._hub.registry.visible_to(session.client)
         message: dict[str, Any] = {"type": "rooms", "rooms": records}
         if command.ref is not None:
@@ -158,7 +163,7 @@ class Commands:
 
     async def _create_room(self, command: protocol.CreateRoom) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.user_rates.room_changes)
         await self._hub.registry.create_for(
             session.client,
             command.room,
@@ -171,14 +176,14 @@ class Commands:
 
     async def _delete_room(self, command: protocol.DeleteRoom) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.user_rates.room_changes)
         await self._hub.registry.delete_for(session.client, command.room)
         if command.ref is not None:
             session.send([protocol.encode_ok(command.ref, room=command.room)])
 
     async def _presence(self, command: protocol.Presence) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, self._hub.user_rates.of(session.user_id).reads)
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
         room, _ = session.memberships.member(command.room)
         session.send([self._hub.presence.snapshot(room, ref=command.ref)])
 

@@ -24,6 +24,8 @@ class Connections:
         self._limits = limits
         self._metrics = metrics
         self.sessions: set[Session] = set()
+        # A peer that does not read keeps its socket for a while after its session: it counts until then.
+        self._ending: set[Session] = set()
         # In the order in which they came. A dict, because a set has none.
         self._connecting: dict[Session, None] = {}
         self._by_user: dict[str, dict[Session, None]] = {}
@@ -31,7 +33,7 @@ class Connections:
     @property
     def is_full(self) -> bool:
         """Whether another connection would be refused."""
-        return len(self.sessions) >= self._limits.connections
+        return len(self.sessions) + len(self._ending) >= self._limits.connections
 
     def add(self, session: Session) -> None:
         """Note a connection that has been upgraded.
@@ -60,7 +62,12 @@ class Connections:
         mine[session] = None
 
     def remove(self, session: Session) -> None:
-        """Forget a connection that has ended."""
+        """Forget a connection whose socket has ended."""
+        self._ending.discard(session)
+
+    def end(self, session: Session) -> None:
+        """Note that a connection's session has ended; its socket counts until `remove`."""
+        self._ending.add(session)
         self.sessions.discard(session)
         self._connecting.pop(session, None)
         mine = self._by_user.get(session.user_id)

@@ -216,6 +216,12 @@ def _answering(
             return answer(await endpoint(request), status_code=status_code)
         except (CommandError, ClientDisconnect, LifespanNotRunning, HTTPException):
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Not the request was cancelled but what it waited for, by a stop.
+            raise StoreUnavailable("the server is stopping", retry_after_seconds=1) from None
         except Exception:
             if dialogue.has_stopped or dialogue.hub().is_stopping:
                 # Its store was closed under it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
+_STEP = 200
+"""After how many rooms others have their turn."""
+
 UNCHANGED: Literal["unchanged"] = "unchanged"
 """What a field of an update is that stays as it is."""
 
@@ -51,14 +55,17 @@ class RoomRegistry:
         self.deleting: set[str] = set()
         self._changing: dict[str, asyncio.Event] = {}
         self._announcer = Announcer(hub)
+        # How many of the records are whose.
+        self._made_by: Counter[str | None] = Counter()
 
-    async def __aenter__(self) -> RoomRegistry:
-        """Read the rooms that were made.
+    async def open(self) -> None:
+        """Read the rooms that were made, and begin to tell of further ones.
 
         Raises:
             StoreUnavailable: The store cannot be read.
         """
         self.records = {record.room_id: record for record in await self._hub.store.directory.rooms()}
+        self._made_by = Counter(record.created_by_id for record in self.records.values())
         lost = [room_id for room_id in self.records if self.find(room_id) is None]
         if lost:
             self._hub.log.warning(
@@ -67,11 +74,7 @@ class RoomRegistry:
                 len(lost),
                 lost[0],
             )
-        await self._announcer.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._announcer.__aexit__()
+        self._announcer.start()
 
     # -- finding -------------------------------------------------------------------------------------------------
 
@@ -100,7 +103,10 @@ class RoomRegistry:
         hub = self._hub
         shown: list[dict[str, Any]] = []
         joined = set(client.rooms)
-        for room_id in dict.fromkeys([*self.types.exact, *self.records, *client.rooms]):
+        for number, room_id in enumerate(dict.fromkeys([*self.types.exact, *self.records, *client.rooms]), 1):
+            if not number % _STEP:
+                # A hook that awaits nothing would keep everyone else waiting for all of them.
+                await asyncio.sleep(0)
             if len(shown) >= hub.limits.listed_rooms:
                 break
             if self.find(room_id) is None:
@@ -133,9 +139,7 @@ class RoomRegistry:
         most = client_type.config.max_size
         if most is not None and max_size is not None and max_size > most:
             raise InvalidRequest(f"max_size is at most {most} here")
-        of_user = sum(record.created_by_id == client.user_id for record in self.records.values())
-        if of_user >= hub.limits.created_rooms_per_user:
-            raise RateLimited(f"a user has made at most {hub.limits.created_rooms_per_user} rooms")
+        self._check_made_by(client.user_id)
         if hub.reader.has_archive and (await hub.store.head(room_id)).last_seq:
             # Its archive still has what was there before; who makes it again would read that.
             raise RoomExists("the room id has been used")
@@ -145,12 +149,24 @@ class RoomRegistry:
             description=description or "",
             max_size=max_size,
             created_by_id=client.user_id,
+            is_for_client=True,
         )
 
     async def create(
-        self, room_id: str, *, name: str, description: str, max_size: int | None, created_by_id: str | None
+        self,
+        room_id: str,
+        *,
+        name: str,
+        description: str,
+        max_size: int | None,
+        created_by_id: str | None,
+        is_for_client: bool = False,
     ) -> RoomHandle:
-        """Make a room, in the store; see `Dialogue.create_room`."""
+        """Make a room, in the store; see `Dialogue.create_room`.
+
+        Args:
+            is_for_client: Whether ``limits.created_rooms_per_user`` holds.
+        """
         record = RoomRecord(
             room_id=room_id,
             name=self._check_text("name", name, self._hub.limits.room_name_length),
@@ -164,9 +180,22 @@ class RoomRegistry:
         self._check_id(room_id)
         if self.types.find(room_id) is None and self.types.client_type is None:
             raise PermissionDenied("no declaration covers such a room: declare a pattern, or client_rooms")
-        return await self._hub.complete(self._create(record), name="dialogue-create-room")
+        return await self._hub.complete(self._create(record, is_for_client), name="dialogue-create-room")
 
-    async def _create(self, record: RoomRecord) -> RoomHandle:
+    async def _create(self, record: RoomRecord, is_for_client: bool) -> RoomHandle:
+        user_id = record.created_by_id
+        if is_for_client and user_id is not None:
+            self._check_made_by(user_id)
+        # Counted at once: others of the user's connections may be making rooms too.
+        self._count(user_id, 1)
+        try:
+            return await self._save_new(record)
+        except BaseException:
+            if self.records.get(record.room_id) is not record:
+                self._count(user_id, -1)
+            raise
+
+    async def _save_new(self, record: RoomRecord) -> RoomHandle:
         room_id = record.room_id
         async with self._turn(room_id):
             if room_id in self.types.exact or room_id in self.records:
@@ -259,7 +288,9 @@ class RoomRegistry:
                     for session in sessions
                 ]
                 hub.open_rooms.rooms.pop(room_id, None)
-                self.records.pop(room_id, None)
+                made = self.records.pop(room_id, None)
+                if made is not None:
+                    self._count(made.created_by_id, -1)
                 hub.forget_room(room_id)
             finally:
                 self.deleting.discard(room_id)
@@ -309,6 +340,16 @@ class RoomRegistry:
         await hub.hooks.notify(
             hook, seconds=hub.limits.hook_seconds, room_id=handle.room_id, context=hub.context, room=handle
         )
+
+    def _check_made_by(self, user_id: str) -> None:
+        most = self._hub.limits.created_rooms_per_user
+        if self._made_by.get(user_id, 0) >= most:
+            raise RateLimited(f"a user has made at most {most} rooms")
+
+    def _count(self, user_id: str | None, change: int) -> None:
+        self._made_by[user_id] += change
+        if not self._made_by[user_id]:
+            del self._made_by[user_id]
 
     @staticmethod
     def _check_id(room_id: str) -> None:

@@ -13,21 +13,34 @@ from .. import protocol
 from ..core import admission
 from ..core.limits import TokenBucket
 from ..core.room import Subscriber
-from ..errors import CommandError, Internal, InvalidRequest, StoreUnavailable, Unauthenticated
+from ..errors import (
+    CommandError,
+    Internal,
+    InvalidRequest,
+    NotJoined,
+    RateLimited,
+    RoomNotFound,
+    StoreUnavailable,
+    Unauthenticated,
+)
 from ..protocol import Ref
 from .commands import Commands
 from .group_commit import Outcome, Submission, ack_of
 from .handles import Client, Identity, RoomHandle
-from .hub import FAREWELL, Hub
+from .hub import Hub
 from .memberships import Memberships
 from .outbox import Frame, Outbox
-from .rates import Rates, connection_rates, spend
+from .rates import RatesOfUser, connection_rates, spend
+from .stopping import FAREWELL
 
 CLOSE_SECONDS = 10.0
 """How long a peer that does not read has to take the close frame before its socket is dropped."""
 
 
 _LONGEST_EXPIRY_SECONDS = 86_400.0
+
+_REF_BITS = 64
+"""Most bits of a ref that is a number."""
 
 
 class Transport(Protocol):
@@ -96,7 +109,7 @@ class Session:
         return self.identity.user_id
 
     @property
-    def user_rates(self) -> Rates:
+    def user_rates(self) -> RatesOfUser:
         """How fast its user may go."""
         return self.hub.user_rates.of(self.identity.user_id)
 
@@ -119,20 +132,22 @@ class Session:
             # From here on nothing is awaited before the rooms are left: a cancelled session must not stay in them.
             self._is_ended = True
             left = self.memberships.end_all()
-            self.hub.connections.remove(self)
+            self.hub.connections.end(self)
             self._cancel_expiry()
             self._commands.close()
             for task in (reader, writer, closing):
                 if task is not writer or self._outbox.is_closed:
                     task.cancel()
             farewell = self.hub.spawn(self._farewell(left, writer), name=FAREWELL)
-            await asyncio.shield(farewell)
+            # Whatever becomes of it, the hub tells: a stop that cancels it is no failure of the connection's.
+            await asyncio.wait({farewell})
 
     async def _farewell(self, left: Sequence[RoomHandle], writer: asyncio.Task[None]) -> None:
         """End the socket, then tell the hooks. Runs as the hub's task: the server may cancel the session's own."""
         try:
             await self._end_socket(writer)
         finally:
+            self.hub.connections.remove(self)
             self._closed.set()
         for handle in left:
             await self.memberships.notify_left(handle)
@@ -200,7 +215,7 @@ class Session:
             # The server under us has closed it already.
             self.hub.metrics.closes.labels(str(protocol.CLOSE_TOO_BIG)).inc()
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with self.hub.stop.time_to_close(CLOSE_SECONDS):
                 if close is not None and not self._outbox.is_closed:
                     # What was accepted and answered before the close still goes out: acks of a stopping server.
                     await self._outbox.wait_empty()
@@ -283,7 +298,11 @@ class Session:
         if len(data) > limit:
             self.close(protocol.CLOSE_TOO_BIG, f"a frame has at most {limit} bytes")
             return False
-        for command in protocol.decode_frame(data, max_commands=self.limits.commands_per_frame):
+        commands = protocol.decode_frame(data, max_commands=self.limits.commands_per_frame)
+        if not commands and not self._command_bucket.take(now=self.heard):
+            # An empty array is no command, and still work: it must not be a way around the bucket.
+            self.refuse(None, RateLimited())
+        for command in commands:
             if self._outbox.is_above_mark:
                 await self._outbox.wait_below_mark()
             waiting = self._handle(command)
@@ -298,12 +317,15 @@ class Session:
 
         Most triggers leave nothing, and a coroutine for each would be a part of their cost that shows.
         """
-        if isinstance(command, protocol.BadCommand):
-            self.refuse(command.ref, command.error)
-            return None
         ref: Ref = command.ref
-        if isinstance(ref, str) and len(ref) > self.limits.ref_length:
+        # An integer is bounded too: the parser takes thousands of digits, and the answer would repeat them.
+        if ref is not None and (
+            len(ref) > self.limits.ref_length if isinstance(ref, str) else ref.bit_length() > _REF_BITS
+        ):
             self.refuse(None, InvalidRequest(f"a ref has at most {self.limits.ref_length} characters"))
+            return None
+        if isinstance(command, protocol.BadCommand):
+            self.refuse(ref, command.error)
             return None
         try:
             if not self._command_bucket.take(now=self.heard):
@@ -313,6 +335,8 @@ class Session:
             if self.hub.is_stopping:
                 raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
             waiting = self._commands.take(command)
+        except NotJoined as error:
+            return self._refuse_outsider(command, error)
         except Exception as error:
             self._on_error(command, error)
             return None
@@ -321,8 +345,25 @@ class Session:
     async def _finish(self, command: Any, waiting: Awaitable[None]) -> None:
         try:
             await waiting
+        except NotJoined as error:
+            await self._refuse_outsider(command, error)
         except Exception as error:
             self._on_error(command, error)
+
+    async def _refuse_outsider(self, command: Any, error: NotJoined) -> None:
+        """Refuse a command for a room that the connection is not in; one that it may not see is not there at all."""
+        # A hook may have raised it for a command that names no room.
+        room_id = getattr(command, "room", None)
+        access = self.hub.access
+        if room_id is not None and not access.is_all_visible:
+            try:
+                is_visible = await access.can_see(self.client, RoomHandle(self.hub, room_id))
+            except RoomNotFound:
+                is_visible = False  # deleted meanwhile
+            if not is_visible:
+                self._on_error(command, RoomNotFound())
+                return
+        self._on_error(command, error)
 
     def _on_error(self, command: Any, error: Exception) -> None:
         if not isinstance(error, CommandError):
@@ -346,6 +387,10 @@ class Session:
     def send(self, messages: Sequence[bytes], *, is_live: bool = False) -> None:
         """Queue one frame of encoded messages: answers by default, which do not count as slow reading."""
         self._outbox.put_nowait(Frame(protocol.encode_frame(messages)), is_live=is_live)
+
+    def send_frame(self, frame: Frame) -> None:
+        """Queue a frame that others get too, and nobody asked for."""
+        self._outbox.put_nowait(frame)
 
     def deliver(self, subscriber: Subscriber, frame: Frame) -> None:
         """Queue a frame of events for one of the connection's memberships; held while its join is answered."""

@@ -251,7 +251,7 @@ async def test_a_graceful_stop_hands_over_rings_and_queue() -> None:
 
 async def test_what_cannot_be_flushed_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A stop does not wait for ever: what is lost is said in numbers."""
-    dialogue = Dialogue(rooms(), limits=Limits(stop_seconds=0.2))
+    dialogue = Dialogue(rooms(), limits=Limits(stop_timeout_seconds=0.2))
     table = Table(dialogue)
     table.failures = 1.0
     async with dialogue.lifespan():
@@ -268,7 +268,7 @@ async def test_what_cannot_be_flushed_is_counted_and_logged(caplog: pytest.LogCa
 async def test_over_a_log_the_place_survives_and_goes_on_without_a_room_waking(tmp_path: Path) -> None:
     """What waited when the process ended is handed over by the next one, from where it was; ring stays in the log."""
     url = f"sqlite:///{tmp_path / 'log.db'}"
-    first = Dialogue(rooms(), store=url, limits=Limits(stop_seconds=0.2))
+    first = Dialogue(rooms(), store=url, limits=Limits(stop_timeout_seconds=0.2))
     table = Table(first)
     async with first.lifespan():
         for n in range(10):

@@ -888,11 +888,35 @@ async def test_a_stopping_server_takes_no_more() -> None:
     """503, and when to come again."""
     dialogue = Dialogue(rooms())
     async with requests(dialogue) as http:
-        dialogue.hub().is_stopping = True
+        dialogue.hub().stop.begin()
         for path in PATHS:
             answer = await ask(http, path)
             assert code(answer, 503) == "STORE_UNAVAILABLE"
             assert answer.headers["retry-after"] == "1"
+
+
+class NoHead(MemoryStore):
+    """A store that never says what is in a room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = asyncio.Event()
+
+    async def head(self, room_id: str) -> Any:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_request_whose_room_is_waking_is_answered_when_the_server_stops() -> None:
+    """What it waits for is ended by the stop; it is told to come again."""
+    store = NoHead()
+    dialogue = Dialogue(rooms(), store=store)
+    transport = httpx2.ASGITransport(app=dialogue.app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://chat") as http:
+        async with dialogue.lifespan():
+            reading = asyncio.create_task(http.get("/rooms/general/history"))
+            await store.asked.wait()
+        assert code(await reading, 503) == "STORE_UNAVAILABLE"
 
 
 async def test_a_mount_whose_lifespan_does_not_run_fails_with_the_remedy(
