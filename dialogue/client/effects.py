@@ -1,4 +1,4 @@
-"""What a `Session` wants done, and the requests that it keeps until they are answered.
+"""What a `Session` wants done, and the times that it keeps to.
 
 The shell carries effects out in the order given; see `dialogue.client.session`.
 """
@@ -14,35 +14,6 @@ from dialogue.events import WireEvent
 State = Literal["connecting", "connected", "resuming", "offline"]
 """``connecting``: until the first connection stands. ``connected``. ``resuming``: the connection was lost and is
 being tried again. ``offline``: not started, closed, or ended for good."""
-
-TRIGGER = "trigger"
-PUBLISHES = frozenset((TRIGGER, "edit", "delete"))
-"""Commands that record something: sent in order, and again with their key until their outcome is known."""
-READS = frozenset({"history", "rooms"})
-
-
-@dataclass(slots=True)
-class Request:
-    """A command of the application that waits for its answer.
-
-    Attributes:
-        ref: What ties the answer to it; never used twice by a session.
-        command: The command as it is sent, ``ref`` included.
-        room_id: The room that it concerns, or None.
-        is_sent: Whether it was sent on the connection that stands now.
-        attempts: How often the server answered that the outcome is unknown.
-    """
-
-    ref: int
-    command: dict[str, Any]
-    room_id: str | None
-    is_sent: bool = False
-    attempts: int = 0
-
-    @property
-    def kind(self) -> str:
-        """The command's type."""
-        return str(self.command["type"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,40 +143,6 @@ Effect = (
     | Trouble
     | Ended
 )
-
-
-@dataclass(slots=True)
-class RoomState:
-    """What a session knows of a room that it is in.
-
-    Attributes:
-        cursor: The seq up to which (included) everything of the subscription was delivered.
-        subscriptions: As the server last told them; what a resume asks for.
-        resume_ref: The ref of the ``join`` whose answer tells what was missed; None when nothing was. Until
-            it is answered recorded events are ignored: they are part of the answer.
-        is_behind: Whether events were shed and a resume has to fetch them, which `catch_up` asks for.
-        resume_at: When to ask again after a resume that failed for the moment.
-        resume_attempts: How often it failed for the moment.
-    """
-
-    room_id: str
-    epoch: str
-    cursor: int
-    subscriptions: Any = "*"
-    resume_ref: int | None = None
-    is_behind: bool = False
-    resume_at: float | None = None
-    resume_attempts: int = 0
-
-    @property
-    def is_current(self) -> bool:
-        """Whether live events continue what was delivered."""
-        return self.resume_ref is None and not self.is_behind
-
-    @property
-    def is_suspended(self) -> bool:
-        """Whether the server may not have let the client back in yet, for reasons of the moment."""
-        return self.resume_attempts > 0
 
 
 @dataclass(frozen=True, slots=True)
