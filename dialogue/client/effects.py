@@ -78,6 +78,37 @@ class DeliverMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class PresenceChanged:
+    """Users have come to a joined room or gone; *count* is how many are there now."""
+
+    room_id: str
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadChanged:
+    """Unread counts by room, of those that have changed."""
+
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A room was made, changed or deleted.
+
+    Attributes:
+        kind: ``room_created``, ``room_updated`` or ``room_deleted``.
+        record: What the server tells of it.
+    """
+
+    kind: str
+    room_id: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """The client is in a room in which it was not before.
 
@@ -136,6 +167,9 @@ Effect = (
     | Failed
     | Deliver
     | DeliverMessage
+    | PresenceChanged
+    | UnreadChanged
+    | Announced
     | Joined
     | Reset
     | Left
@@ -155,6 +189,7 @@ class Timing:
         greeting_seconds: How long the server may take to answer ``connect``.
         stable_seconds: A connection that stood this long starts the backoff anew; one that did not goes on
             with it, so that a server which takes connections only to close them is not hammered.
+        too_fast_seconds: How long the client stays away at least when the server has closed with 4009.
         trigger_attempts: How many answers of unknown outcome a trigger gets before it fails with the last one.
     """
 
@@ -163,8 +198,14 @@ class Timing:
     greeting_seconds: float = 10.0
     stable_seconds: float = 5.0
     trigger_attempts: int = field(default=6)
+    too_fast_seconds: float = 2.0
 
 
 def is_for_the_moment(error: CommandError) -> bool:
     """Whether the same command may be taken later: nothing is wrong with the command itself."""
-    return error.code in ("STORE_UNAVAILABLE", "INTERNAL", "RATE_LIMITED", "BACKPRESSURE")
+    return error.is_outcome_unknown or is_too_fast(error)
+
+
+def is_too_fast(error: CommandError) -> bool:
+    """Whether the command was not looked at, for there are too many; it counts as an error of this client."""
+    return error.code in ("RATE_LIMITED", "BACKPRESSURE")

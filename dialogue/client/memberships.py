@@ -14,8 +14,25 @@ import msgspec
 from dialogue.errors import CommandError, NotJoined
 from dialogue.events import WireEvent
 
-from .effects import Deliver, Effect, Joined, Left, Reset, Send, is_for_the_moment
+from .effects import (
+    Deliver,
+    Effect,
+    Joined,
+    Left,
+    PresenceChanged,
+    Reset,
+    Send,
+    is_for_the_moment,
+    is_too_fast,
+)
 from .requests import Requests
+
+RESUMES_AT_ONCE = 50
+"""Resumes that wait for their answers at a time. All at once, those of many rooms could cost more errors than a
+server allows: it would close the connection, and each further one, for what the first few ask too much."""
+
+RESUMES_AFTER_REFUSAL = 5
+"""The same after one was refused as too fast, until every room is back: each try at the limit costs so many errors."""
 
 
 @dataclass(slots=True)
@@ -30,6 +47,7 @@ class RoomState:
         is_behind: Whether events were shed and a resume has to fetch them, which `catch_up` asks for.
         resume_at: When to ask again after a resume that failed for the moment.
         resume_attempts: How often it failed for the moment.
+        is_asked: Whether the connection that stands was asked to let the client in.
     """
 
     room_id: str
@@ -40,6 +58,7 @@ class RoomState:
     is_behind: bool = False
     resume_at: float | None = None
     resume_attempts: int = 0
+    is_asked: bool = True
 
     @property
     def is_current(self) -> bool:
@@ -48,8 +67,8 @@ class RoomState:
 
     @property
     def is_suspended(self) -> bool:
-        """Whether the server may not have let the client back in yet, for reasons of the moment."""
-        return self.resume_attempts > 0
+        """Whether the server was not asked to let the client back in, or refused it for reasons of the moment."""
+        return not self.is_asked or self.resume_attempts > 0
 
 
 class Memberships:
@@ -72,6 +91,11 @@ class Memberships:
         self._requests = requests
         self._delay = delay
         self._may_be_behind = False
+        self._resuming: dict[int, RoomState] = {}
+        self._at_once = RESUMES_AT_ONCE
+        # How often in a row the server found resumes too fast; those sent together count once.
+        self._refusals = 0
+        self._paused_until: float | None = None
 
     def __iter__(self) -> Iterator[RoomState]:
         return iter(list(self.by_room.values()))
@@ -84,14 +108,25 @@ class Memberships:
 
     def connection_lost(self) -> None:
         """Every room is to be taken up again on the next connection."""
+        self._resuming.clear()
+        self._paused_until = None
         for room in self.by_room.values():
             room.resume_ref = room.resume_at = None
             room.resume_attempts = 0
+            room.is_asked = False
             self._fall_behind(room)
 
-    def catch_up(self) -> None:
-        """Ask for what was missed, in rooms where nothing stands against it."""
-        if not self._may_be_behind:
+    def catch_up(self, *, only_suspended: bool = False) -> None:
+        """Ask for what was missed, in rooms where nothing stands against it; so many at a time.
+
+        Args:
+            only_suspended: Only where the client has to be let in first: what was missed is not wanted yet, but
+                requests may be waiting.
+        """
+        if not self._may_be_behind or self._paused_until is not None:
+            return
+        most = self._at_once - len(self._resuming)
+        if most <= 0:
             return
         # A resume names the subscription as it was last told: sent after a change that is still on its way,
         # it would undo that change. It goes when the change is answered.
@@ -101,20 +136,38 @@ class Memberships:
             if request.is_sent and request.kind in ("join", "subscribe", "unsubscribe")
         }
         behind = [room for room in self.by_room.values() if room.is_behind and room.resume_ref is None]
-        ready = [room for room in behind if room.resume_at is None and room.room_id not in changing]
+        ready = [
+            room
+            for room in behind
+            if room.resume_at is None
+            and room.room_id not in changing
+            and (room.is_suspended or not only_suspended)
+        ]
+        # Those that were refused come last: rooms that are refused for ever do not keep others out.
+        ready.sort(key=lambda room: room.resume_attempts)
+        del ready[most:]
         self._may_be_behind = len(ready) < len(behind)
-        if ready:
-            self._emit(Send(tuple(self._resume(room) for room in ready)))
+        if not ready:
+            return
+        self._emit(Send(tuple(self._resume(room) for room in ready)))
+        for room in ready:
+            if not room.is_asked:
+                room.is_asked = True
+                self._requests.send_waiting(room.room_id)
 
     @property
     def deadline(self) -> float | None:
         """When `tick` has something to do; None for never."""
         times = [room.resume_at for room in self.by_room.values() if room.resume_at is not None]
+        if self._paused_until is not None:
+            times.append(self._paused_until)
         return min(times, default=None)
 
     def tick(self, now: float) -> None:
         """Ask again in rooms whose time has come."""
-        is_due = False
+        is_due = self._paused_until is not None and now >= self._paused_until
+        if is_due:
+            self._paused_until = None
         for room in self.by_room.values():
             if room.resume_at is not None and now >= room.resume_at:
                 room.resume_at = None
@@ -124,24 +177,33 @@ class Memberships:
 
     def refused(self, ref: Any, error: CommandError, now: float) -> bool:
         """Take in an error; return whether it was the answer to a resume."""
-        room = next(
-            (room for room in self.by_room.values() if ref is not None and room.resume_ref == ref), None
-        )
+        room = self._resuming.pop(ref, None)
         if room is None:
             return False
         room.resume_ref = None
         if is_for_the_moment(error):
             self._fall_behind(room)
             room.resume_attempts += 1
-            delay = max(self._delay(room.resume_attempts), error.retry_after_seconds or 0.0)
-            room.resume_at = now + delay
+            wait_seconds = error.retry_after_seconds or 0.0
+            if is_too_fast(error):
+                self._pause(wait_seconds, now)
+            room.resume_at = now + max(self._delay(room.resume_attempts), wait_seconds)
         else:
             self.forget(room.room_id)
             self._emit(Left(room.room_id, error.code))
         return True
 
+    def _pause(self, wait_seconds: float, now: float) -> None:
+        # The server counts the joins of all rooms together, and its errors, too.
+        self._at_once = RESUMES_AFTER_REFUSAL
+        if self._paused_until is None:
+            self._refusals += 1
+            self._paused_until = now + self._delay(self._refusals)
+        self._paused_until = max(self._paused_until, now + wait_seconds)
+
     def _resume(self, room: RoomState) -> dict[str, Any]:
         room.resume_ref = self._requests.next_ref()
+        self._resuming[room.resume_ref] = room
         return {
             "type": "join",
             "ref": room.resume_ref,
@@ -193,6 +255,9 @@ class Memberships:
         )
 
     def _take_resumed(self, room: RoomState, message: dict[str, Any], is_shedding: bool) -> None:
+        self._resuming.pop(message["ref"], None)
+        if not self._resuming and not self._may_be_behind:
+            self._at_once, self._refusals = RESUMES_AT_ONCE, 0
         room.resume_ref = None
         room.resume_attempts = 0
         room.subscriptions = message["subscriptions"]
@@ -247,6 +312,13 @@ class Memberships:
             room.cursor = event.seq
         self._emit(Deliver(room.room_id, event, room.epoch, is_recovered))
 
+    def take_presence(self, message: dict[str, Any]) -> None:
+        """Take in a change of who is in a room."""
+        room_id = message["room"]
+        if room_id in self.by_room:
+            joined, left = (tuple(message.get(field) or ()) for field in ("joined", "left"))
+            self._emit(PresenceChanged(room_id, joined, left, int(message["count"])))
+
     # ---- leaving
 
     def take_left(self, room_id: str, reason: str) -> None:
@@ -257,7 +329,9 @@ class Memberships:
 
     def forget(self, room_id: str) -> None:
         """The client is not in the room any more."""
-        self.by_room.pop(room_id, None)
+        room = self.by_room.pop(room_id, None)
+        if room is not None and room.resume_ref is not None:
+            self._resuming.pop(room.resume_ref, None)
         # The server drops answers that are in flight when membership ends: nobody would ever hear.
         for request in self._requests:
             if request.room_id == room_id and request.kind == "history":

@@ -18,7 +18,8 @@ from .effects import Effect, Failed, Resolved, Send
 TRIGGER = "trigger"
 PUBLISHES = frozenset((TRIGGER, "edit", "delete"))
 """Commands that record something: sent in order, and again with their key until their outcome is known."""
-READS = frozenset({"history", "rooms"})
+READS = frozenset(("history", "rooms", "presence", "unread"))
+CHANGES = frozenset(("create_room", "delete_room", "mark_read"))
 
 
 @dataclass(slots=True)
@@ -30,19 +31,28 @@ class Request:
         command: The command as it is sent, ``ref`` included.
         room_id: The room that it concerns, or None.
         is_sent: Whether it was sent on the connection that stands now.
+        sends: How often it was sent, on whatever connection.
         attempts: How often the server answered that the outcome is unknown.
+        refusals: How often the server did not look at it when it was sent again.
     """
 
     ref: int
     command: dict[str, Any]
     room_id: str | None
     is_sent: bool = False
+    sends: int = 0
     attempts: int = 0
+    refusals: int = 0
 
     @property
     def kind(self) -> str:
         """The command's type."""
         return str(self.command["type"])
+
+    @property
+    def queue(self) -> str | int:
+        """What it is held with: publishes of one room keep their order."""
+        return str(self.room_id) if self.kind in PUBLISHES else self.ref
 
 
 class Requests:
@@ -54,7 +64,7 @@ class Requests:
         max_pending_triggers, max_pending_requests: See `Session`.
 
     Attributes:
-        held_until: Rooms whose triggers wait because one of them has to be sent again first, and until when.
+        held_until: Queues (see `Request`) of which one has to be sent again, and not before this time.
     """
 
     def __init__(
@@ -65,7 +75,7 @@ class Requests:
         max_pending_triggers: int,
         max_pending_requests: int,
     ) -> None:
-        self.held_until: dict[str, float] = {}
+        self.held_until: dict[str | int, float] = {}
         self._emit = emit
         self._has_to_wait = has_to_wait
         self._max_pending_triggers = max_pending_triggers
@@ -127,22 +137,24 @@ class Requests:
         commands = []
         for request in requests:
             request.is_sent = True
+            request.sends += 1
             commands.append(request.command)
         if commands:
             self._emit(Send(tuple(commands)))
 
     def hold(self, request: Request, until: float) -> None:
-        """Send a publish again, and the later ones of its room with it, but not before *until*."""
+        """Send a request again, and what comes behind it in its queue, but not before *until*."""
         request.is_sent = False
-        room_id = str(request.room_id)
         # One time for all of the room's, and the later one: they go out together, in the order made.
-        self.held_until[room_id] = max(self.held_until.get(room_id, 0.0), until)
+        self.held_until[request.queue] = max(self.held_until.get(request.queue, 0.0), until)
 
     def release(self, now: float) -> None:
         """Send what was held until *now*."""
-        for room_id in [room_id for room_id, until in self.held_until.items() if now >= until]:
-            del self.held_until[room_id]
-            self.send_waiting(room_id)
+        due = [queue for queue, until in self.held_until.items() if now >= until]
+        for queue in due:
+            del self.held_until[queue]
+        if due:
+            self.send_waiting()
 
     def connection_lost(self) -> None:
         """All of them are to be sent again, but those that the end of the connection has answered."""

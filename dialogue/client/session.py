@@ -10,9 +10,13 @@ What it promises, for any interleaving of losses, resumes and duplicates:
 - Every request is resolved or failed once, unless it is cancelled.
 - Unanswered triggers are sent again after a reconnect, with the same key and in the order they were made.
 
-Two triggers may change places in one case only: the first one is answered with an unknown outcome
-(``STORE_UNAVAILABLE``, ``INTERNAL``) when the second one is already sent. Triggers of the same room made after
-such an answer wait until the first one is sent again.
+Two triggers may change places in one case only: the first one is to be sent again when the second one is already
+sent, because its outcome is unknown (``STORE_UNAVAILABLE``, ``INTERNAL``) or because, sent again, it was too much at
+the time (``RATE_LIMITED``, ``BACKPRESSURE``). Triggers of the same room made after such an answer wait until the first
+one is sent again.
+
+What is refused as too much when it is sent for the first time fails: the caller decides. A room that is resumed, and
+a join or trigger that is sent again, is tried until it is taken or refused for another reason.
 """
 
 from __future__ import annotations
@@ -23,17 +27,26 @@ from typing import Any
 import msgspec
 
 from dialogue.errors import (
+    CommandError,
     ConnectionLost,
     DialogueError,
     InvalidRequest,
     NotJoined,
     PermissionDenied,
+    RoomNotFound,
     Unauthenticated,
     command_error,
 )
-from dialogue.protocol import CLOSE_NORMAL, CLOSE_NOT_THIS_PROTOCOL, CLOSE_TOO_BIG, CLOSE_UNAUTHENTICATED
+from dialogue.protocol import (
+    CLOSE_NORMAL,
+    CLOSE_NOT_THIS_PROTOCOL,
+    CLOSE_TOO_BIG,
+    CLOSE_TOO_MANY_ERRORS,
+    CLOSE_UNAUTHENTICATED,
+)
 
 from .effects import (
+    Announced,
     DeliverMessage,
     DropConnection,
     Effect,
@@ -44,9 +57,11 @@ from .effects import (
     StateChanged,
     Timing,
     Trouble,
+    UnreadChanged,
+    is_too_fast,
 )
 from .memberships import Memberships, RoomState
-from .requests import PUBLISHES, READS, TRIGGER, Request, Requests
+from .requests import CHANGES, PUBLISHES, READS, TRIGGER, Request, Requests
 
 FINAL_CLOSE_CODES = frozenset({CLOSE_UNAUTHENTICATED, CLOSE_NOT_THIS_PROTOCOL})
 
@@ -99,6 +114,7 @@ class Session:
         self._failed_tries = 0
         self._up_since = 0.0
         self._open_at: float | None = None
+        self._open_not_before = 0.0
         self._greeting_until: float | None = None
         self._last_heard: float | None = None
         self._paused_pong_at: float | None = None
@@ -171,7 +187,8 @@ class Session:
         """The connection is gone.
 
         Args:
-            code: The close code, or None when there was no close frame. 4001 and 4002 end the session.
+            code: The close code, or None when there was no close frame. 4001 and 4002 end the session; after 4009
+                the client stays away for a while, however long the connection stood.
             reason: As the server gave it.
             now: The time.
         """
@@ -188,9 +205,11 @@ class Session:
         self._requests.connection_lost()
         self._memberships.connection_lost()
         if was_connected:
-            if now - self._up_since >= self._timing.stable_seconds:
+            if now - self._up_since >= self._timing.stable_seconds and code != CLOSE_TOO_MANY_ERRORS:
                 self._failed_tries = 0
             self._set_state("resuming")
+        if code == CLOSE_TOO_MANY_ERRORS:
+            self._open_not_before = now + self._timing.too_fast_seconds
         self._schedule_open(now)
 
     def received(self, messages: Sequence[dict[str, Any]], now: float, *, is_shedding: bool = False) -> None:
@@ -218,8 +237,9 @@ class Session:
                 ) from error
             if self._ended:
                 return
-        if not is_shedding:
-            self.catch_up()
+        if self.state == "connected":
+            # Shedding or not, rooms are entered: what makes the application slow may be a request in one of them.
+            self._memberships.catch_up(only_suspended=is_shedding)
 
     def paused(self, now: float) -> None:
         """Reading has stopped because the application is slow: silence is no sign of anything.
@@ -329,13 +349,23 @@ class Session:
         return self._request({"type": "delete", "room": room_id, "seq": seq, "key": key})
 
     def read(self, command: dict[str, Any]) -> int:
-        """Send a ``history`` or ``rooms`` command (without ``ref``); it is asked again after a reconnect.
+        """Send a command that reads (without ``ref``); it is asked again after a reconnect.
 
         Raises:
             Backpressure, ConnectionLost: See `join`.
         """
         if command["type"] not in READS:
             raise ValueError(f"{command['type']!r} is not a read")
+        return self._request(dict(command))
+
+    def change(self, command: dict[str, Any]) -> int:
+        """Send ``create_room``, ``delete_room`` or ``mark_read`` (without ``ref``); it is sent until it is answered.
+
+        Raises:
+            Backpressure, ConnectionLost: See `join`.
+        """
+        if command["type"] not in CHANGES:
+            raise ValueError(f"{command['type']!r} is not a change")
         return self._request(dict(command))
 
     def cancel(self, ref: int) -> None:
@@ -354,7 +384,7 @@ class Session:
     def _has_to_wait(self, request: Request) -> bool:
         if self.state != "connected":
             return True
-        if request.kind in PUBLISHES and request.room_id in self._requests.held_until:
+        if request.queue in self._requests.held_until:
             return True
         room = self._memberships.get(request.room_id)
         return room is not None and room.is_suspended and request.kind not in ("join", "leave")
@@ -373,7 +403,7 @@ class Session:
     def _schedule_open(self, now: float) -> None:
         if self._ended:
             return
-        self._open_at = now + self._delay(self._failed_tries)
+        self._open_at = max(now + self._delay(self._failed_tries), self._open_not_before)
         self._failed_tries += 1
 
     def _delay(self, tries: int) -> float:
@@ -410,6 +440,16 @@ class Session:
                 self._memberships.take_left(message["room"], message.get("reason") or "")
             case "message":
                 self._emit(DeliverMessage(message["event"], message.get("data")))
+            case "presence" | "unread" if message.get("ref") is not None:
+                self._take_answer(message)
+            case "presence":
+                self._memberships.take_presence(message)
+            case "unread":
+                self._emit(UnreadChanged(dict(message["unread"])))
+            case "room_created" | "room_updated" as kind:
+                self._emit(Announced(kind, message["id"], message))
+            case "room_deleted":
+                self._emit(Announced("room_deleted", message["room"], message))
             case "ping":
                 self._emit(Send(({"type": "pong"},)))
             case "connected":
@@ -448,6 +488,7 @@ class Session:
             if isinstance(error, _FINAL_REFUSALS):
                 self._end(error)
             else:
+                self._open_not_before = now + (error.retry_after_seconds or 0.0)
                 self._emit(Trouble(error))
                 self._emit(DropConnection(f"'connect' was answered with {error.code}"))
             return
@@ -467,7 +508,21 @@ class Session:
         if request.kind in PUBLISHES and error.is_outcome_unknown:
             request.attempts += 1
             if request.attempts < self._timing.trigger_attempts:
-                delay = max(self._delay(request.attempts), error.retry_after_seconds or 0.0)
-                self._requests.hold(request, now + delay)
+                self._send_again(request, error, request.attempts, now)
                 return
+        if request.sends > 1 and is_too_fast(error) and request.kind in (*PUBLISHES, "join"):
+            # Not even a refusal: whether an earlier try was taken it does not say.
+            request.refusals += 1
+            self._send_again(request, error, request.refusals, now)
+            return
+        if (isinstance(error, NotJoined) and request.kind == "leave") or (
+            isinstance(error, RoomNotFound) and request.kind == "delete_room" and request.sends > 1
+        ):
+            # What was asked for is so: an earlier try was taken, or the server has not let the client back in yet.
+            self._requests.resolve(request.ref, {"type": "ok", "ref": request.ref})
+            return
         self._requests.fail(request.ref, error)
+
+    def _send_again(self, request: Request, error: CommandError, tries: int, now: float) -> None:
+        delay = max(self._delay(tries), error.retry_after_seconds or 0.0)
+        self._requests.hold(request, now + delay)
