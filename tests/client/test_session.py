@@ -666,6 +666,31 @@ def test_what_waits_for_a_room_goes_when_its_resume_is_sent() -> None:
     assert link.resolved[ref]["seq"] == 1
 
 
+def test_a_room_that_waits_for_its_resume_can_be_left(joined: Link) -> None:
+    """The server, which has not let the client back in, says so; the room is left, and not asked for again."""
+    joined.lose()
+    joined.server.intercept = lambda connection, command: (
+        (command["type"] == "join" and joined.server.error(connection, command, "BACKPRESSURE"))
+        or (command["type"] == "leave" and joined.server.error(connection, command, "NOT_JOINED"))
+    )
+    joined.open()
+    for _ in range(2):
+        joined.serve()
+        joined.hear()
+    ref = joined.session.leave(ROOM)
+    joined.apply()
+    joined.settle()
+    assert joined.resolved[ref]["type"] == "ok"
+    assert joined.session.rooms == {}
+    assert joined.connection is not None
+    commands = [command["type"] for command in joined.connection.commands]
+    joined.now += 40
+    joined.session.tick(joined.now)
+    joined.apply()
+    joined.settle()
+    assert [command["type"] for command in joined.connection.commands] == commands
+
+
 def test_rooms_that_are_always_refused_keep_no_others_out() -> None:
     """They are asked for last."""
     link = Link()
