@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .app import Dialogue
-from .config import EventType, History, Hooks, Limits, Retention, RoomConfig, define_event
+from .config import DirectRoom, EventType, History, Hooks, Retention, RoomConfig, define_event
 from .errors import (
     Backpressure,
     Blocked,
@@ -39,6 +39,7 @@ from .errors import (
 )
 from .events import Ack, Event
 from .folding import Folded, fold
+from .limits import Limits, RoomLimits
 from .server.handles import Client, Context, Identity, RoomHandle
 from .storage.archive import Archive
 from .storage.base import Store
@@ -80,6 +81,7 @@ __all__ = [
     "Dialogue",
     "DialogueClient",
     "DialogueError",
+    "DirectRoom",
     "Event",
     "EventNotAllowed",
     "EventType",
@@ -103,6 +105,7 @@ __all__ = [
     "RoomExists",
     "RoomFull",
     "RoomHandle",
+    "RoomLimits",
     "RoomNotFound",
     "SQLArchive",
     "SQLStore",

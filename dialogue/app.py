@@ -28,6 +28,8 @@ from .storage.base import Store
 if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
 
+    from .server.serving import Serving
+
 _COUNTED_ROWS = 500
 """Rows that ``on_load_before`` is asked for at a time where an offset has to be counted out."""
 
@@ -94,7 +96,7 @@ class Dialogue(HookDecorators):
             `StoreUnavailable` at once; ``"wait"`` keeps the event, in its place, and tries again until the store takes
             it or ``limits.append_timeout_seconds`` are over.
         allowed_origins: Origins whose pages may connect besides the server's own; ``"*"`` for any.
-        logger: Where to log; ``logging.getLogger("dialogue")`` by default.
+        logger: Where all parts log, the store too; ``logging.getLogger("dialogue")`` by default.
 
     Raises:
         ConfigError: A declaration is wrong; it names room and field and says what to do.
@@ -138,6 +140,7 @@ class Dialogue(HookDecorators):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._router: APIRouter | None = None
         self._app: FastAPI | None = None
+        self._serving: Serving | None = None
         if hooks is not None:
             for item in fields(hooks):
                 function = getattr(hooks, item.name)
@@ -237,6 +240,7 @@ class Dialogue(HookDecorators):
         self._hub, self._loop = hub, asyncio.get_running_loop()
         self._has_run = True
         try:
+            store.use_logger(self.logger)
             await store.open()
             try:
                 if archive is not None:
@@ -293,6 +297,57 @@ class Dialogue(HookDecorators):
                     "Give Dialogue a store= or an on_cleanup hook to keep them",
                     ", ".join(sorted(names)) or "*",
                 )
+
+    async def start(self, *, host: str = "127.0.0.1", port: int = 3000, app: FastAPI | None = None) -> None:
+        """Serve in the running event loop, and return when connections are answered; `stop` ends it.
+
+        Signals stay the program's own. After `stop` it may be started again, with a store that can be.
+
+        Args:
+            host: The address to listen on; by default only this machine can connect.
+            port: 0 for any free one, which `port` then tells.
+            app: An application that includes `router`; `app` of this Dialogue by default.
+
+        Raises:
+            StartError: The port is taken, or store or archive cannot be opened; the message names the remedy.
+            ConfigError: The hooks do not fit together.
+            RuntimeError: It is running already.
+        """
+        if self._serving is not None or self._hub is not None:
+            raise RuntimeError(
+                "this Dialogue is running already; await dialogue.stop() before it starts again"
+            )
+        from .server.serving import Serving
+
+        # Taken before the first await: of two starts at once one must lose.
+        self._serving = serving = Serving(self, app or self.app)
+        try:
+            await serving.start(host, port)
+        except BaseException:
+            self._serving = None
+            raise
+
+    async def stop(self) -> None:
+        """Stop gracefully what `start` serves, within ``limits.stop_timeout_seconds``; nothing happens without.
+
+        May be called twice, and at the same time. `unflushed_events` tells afterwards what could not be handed over.
+
+        Raises:
+            Exception: With which the server has failed, if it has; it is logged when that happens, too.
+        """
+        serving = self._serving
+        if serving is None:
+            return
+        try:
+            await serving.aclose()
+        finally:
+            if serving.has_ended and self._serving is serving:
+                self._serving = None
+
+    @property
+    def port(self) -> int | None:
+        """The port that `start` serves; None when it serves none."""
+        return None if self._serving is None else self._serving.port
 
     # -- publishing and reading ----------------------------------------------------------------------------------
 
@@ -570,7 +625,10 @@ class Dialogue(HookDecorators):
 
     @property
     def router(self) -> APIRouter:
-        """The FastAPI router: ``/ws`` and ``/dialogue.js``. Include it once; its lifespan comes along."""
+        """The FastAPI router: ``/ws``, the routes below ``/rooms``, and ``/dialogue.js``.
+
+        Include it once; its lifespan comes along.
+        """
         if self._router is None:
             from .server.router import make_router
 

@@ -1,7 +1,7 @@
 """The ``dialogue`` command.
 
 Exit status: 0 after a stop that was asked for, 1 when something is wrong (told in one line on standard error), 2 when
-the command line itself is.
+the command line itself is, 130 when a second signal has ended a stop at once.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .app import Dialogue
 from .commands import db, transfer
 from .commands.common import err, fail, load, out
 from .config import EventType, Limits, RoomType
+from .deployment import Problem, problems
 from .errors import DialogueError, StartError
 
 if TYPE_CHECKING:
@@ -48,6 +49,13 @@ class LogLevel(StrEnum):
     error = "error"
 
 
+class LogFormat(StrEnum):
+    """What ``--log-format`` takes."""
+
+    text = "text"
+    json = "json"
+
+
 Target = Annotated[
     str,
     typer.Argument(
@@ -67,11 +75,18 @@ Level = Annotated[LogLevel, typer.Option(help="The least important messages that
 
 
 def _end(unflushed_events: int) -> None:
-    if unflushed_events:
+    from .server.run import leave_hanging_threads
+
+    if not unflushed_events:
+        leave_hanging_threads(0)
+        return
+    try:
         fail(
             f"stopped, but {unflushed_events} events could not be handed over to on_cleanup and are lost. "
             "The log above tells what on_cleanup raised; with a store= they would wait for the next start"
         )
+    finally:
+        leave_hanging_threads(1)
 
 
 @cli.callback(invoke_without_command=True)
@@ -92,24 +107,28 @@ def run(
     port: Port = 3000,
     reload: Annotated[bool, typer.Option("--reload", help="Start again when a Python file changes.")] = False,
     log_level: Level = LogLevel.info,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="How messages are logged: as text, or as one JSON object in each line.")
+    ] = LogFormat.text,
 ) -> None:
     """Serve a Dialogue: its socket, browser client, /health and /metrics."""
     from .server import run as server
 
     try:
         dialogue = None if reload else load(target)
-        server.configure_logging(log_level)
+        server.configure_logging(log_level, log_format)
         listener = server.listen(host, port)
         if dialogue is None:
-            child = functools.partial(serve_child, target, log_level.value)
-            server.serve_reloading(child, listener)
+            child = functools.partial(serve_child, target, log_level.value, log_format.value)
+            if status := server.serve_reloading(child, listener):
+                raise typer.Exit(status)
         else:
             _end(_serve(dialogue, target, listener))
     except DialogueError as error:
         fail(error)
 
 
-def _serve(dialogue: Dialogue, target: str, listener: socket.socket) -> int:
+def _serve(dialogue: Dialogue, target: str, listener: socket.socket, *, is_child: bool = False) -> int:
     from .server import run as server
 
     address = server.address_of(listener)
@@ -121,16 +140,17 @@ def _serve(dialogue: Dialogue, target: str, listener: socket.socket) -> int:
             soft_wrap=True,
         )
 
-    return server.serve(dialogue, dialogue.app, listener, on_serving=tell)
+    return server.serve(dialogue, dialogue.app, listener, on_serving=tell, is_child=is_child)
 
 
-def serve_child(target: str, log_level: str, sockets: list[socket.socket]) -> None:
+def serve_child(target: str, log_level: str, log_format: str, sockets: list[socket.socket]) -> None:
     """What a reloading server's child process does; ends the process with status 1 when it cannot start."""
     from .server import run as server
 
+    server.ignore_terminal()
     try:
-        server.configure_logging(log_level)
-        _end(_serve(load(target), target, sockets[0]))
+        server.configure_logging(log_level, log_format)
+        _end(_serve(load(target), target, sockets[0], is_child=True))
     except DialogueError as error:
         err.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
         err.print("Waiting for a change.")
@@ -173,17 +193,30 @@ def demo(
 
 
 @cli.command()
-def check(target: Target) -> None:
+def check(
+    target: Target,
+    deploy: Annotated[
+        bool,
+        typer.Option("--deploy", help="Also list what is not safe to expose; status 1 if there is anything."),
+    ] = False,
+) -> None:
     """Check every declaration of a Dialogue, and show its rooms, events, limits and store. Opens nothing."""
     try:
         dialogue = load(target)
         archive = _archive_name(dialogue)
+        found = problems(dialogue) if deploy else []
     except DialogueError as error:
         fail(error)
     for table in (_rooms_table(dialogue), _events_table(dialogue), _limits_table(dialogue.limits)):
         out.print(table)
     out.print(_store_table(dialogue, archive))
-    out.print(f"[bold green]OK[/]: {escape(target)} can be served")
+    if found:
+        out.print(_problems_table(found))
+        fail(
+            f"{target} is not safe to expose: {len(found)} problem{'s' if len(found) > 1 else ''}, listed above"
+        )
+    said = "can be served; nothing was found that is not safe to expose" if deploy else "can be served"
+    out.print(f"[bold green]OK[/]: {escape(target)} {said}")
 
 
 def _archive_name(dialogue: Dialogue) -> str:
@@ -199,6 +232,13 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
+    return table
+
+
+def _problems_table(found: list[Problem]) -> Table:
+    table = _table("Not safe to expose", "Problem", "Where", "What is unsafe", "Remedy")
+    for problem in found:
+        table.add_row(*map(escape, problem))
     return table
 
 

@@ -24,6 +24,9 @@ class Limits(BaseModel):
     )
     frame_before_connect_bytes: int = Field(4096, ge=256, description="largest frame before `connected`")
     commands_per_frame: int = Field(1000, ge=1, description="most commands in one frame")
+    handshake_seconds: float = Field(
+        10.0, gt=0, description="how long a connection may take to send its request head"
+    )
     connect_seconds: float = Field(10.0, gt=0, description="how long a connection may wait before `connect`")
     ping_seconds: float = Field(
         25.0, gt=0, description="silence after which a ping is sent; twice that closes"
@@ -46,9 +49,7 @@ class Limits(BaseModel):
         200, ge=1, description="the same of one user over all connections, lastingly"
     )
     user_triggers_burst: int = Field(2000, ge=1, description="the same, at once")
-    joins_per_second: int = Field(
-        20, ge=1, description="joins, and rooms made and deleted, of one connection, lastingly"
-    )
+    joins_per_second: int = Field(20, ge=1, description="joins of one connection, lastingly")
     joins_burst: int = Field(1000, ge=1, description="the same, at once")
     user_joins_per_second: int = Field(
         40, ge=1, description="the same of one user over all connections, lastingly"
@@ -72,6 +73,9 @@ class Limits(BaseModel):
         2000,
         ge=1,
         description="most connections that have not been told `connected`; for another, the oldest is closed",
+    )
+    user_room_changes_per_minute: int = Field(
+        20, ge=1, description="rooms that one user makes and deletes over connections, lastingly and at once"
     )
     created_rooms: int = Field(10_000, ge=1, description="most rooms that were made while running")
     created_rooms_per_user: int = Field(100, ge=1, description="most of them that one client user has made")
@@ -131,7 +135,9 @@ class Limits(BaseModel):
         ge=1,
         description="most events waiting for one reader of a feed; one behind reads the log instead",
     )
-    stop_seconds: float = Field(10.0, gt=0, description="how long a stop waits for appends and hand-overs")
+    stop_timeout_seconds: float = Field(
+        10.0, gt=0, description="how long a stop may take: appends, connections, hooks and hand-over together"
+    )
 
     @classmethod
     def unlimited(cls) -> Limits:

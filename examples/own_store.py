@@ -28,24 +28,24 @@ class SealedStore(Store):
     def __init__(
         self, inner: Store, *, seal: Callable[[bytes], bytes], unseal: Callable[[bytes], bytes]
     ) -> None:
-        self._inner = inner
+        self.inner = inner
         self._seal = seal
         self._unseal = unseal
         self.is_durable = inner.is_durable
 
     @property
     def directory(self) -> Directory:
-        return self._inner.directory  # no payload is in it
+        return self.inner.directory  # no payload is in it
 
     @property
     def epoch(self) -> str:
-        return self._inner.epoch
+        return self.inner.epoch
 
     async def open(self) -> None:
-        await self._inner.open()
+        await self.inner.open()
 
     async def aclose(self) -> None:
-        await self._inner.aclose()
+        await self.inner.aclose()
 
     def _close(self, json: bytes) -> bytes:
         return b'"%b"' % b64encode(self._seal(json))
@@ -93,15 +93,15 @@ class SealedStore(Store):
 
     async def append(self, drafts: Sequence[Draft]) -> list[Appended]:
         # A draft that stands in the batch twice has one key, so sealing it twice records it once.
-        return [self._opened_item(item) for item in await self._inner.append(list(map(self._sealed, drafts)))]
+        return [self._opened_item(item) for item in await self.inner.append(list(map(self._sealed, drafts)))]
 
     async def settle(self, drafts: Sequence[Draft]) -> list[Appended | None]:
         # Only keys are looked at, and whether there is a target: nothing needs to be sealed.
-        found = await self._inner.settle(drafts)
+        found = await self.inner.settle(drafts)
         return [None if item is None else self._opened_item(item) for item in found]
 
     async def head(self, room_id: str) -> RoomHead:
-        return await self._inner.head(room_id)
+        return await self.inner.head(room_id)
 
     async def page(
         self,
@@ -112,40 +112,38 @@ class SealedStore(Store):
         after: int | None = None,
         limit: int,
     ) -> LogPage:
-        got = await self._inner.page(
-            room_id, event_names=event_names, before=before, after=after, limit=limit
-        )
+        got = await self.inner.page(room_id, event_names=event_names, before=before, after=after, limit=limit)
         return self._opened_page(got)
 
     async def stream_page(
         self, room_id: str, event_name: str, *, before_position: int, limit: int
     ) -> LogPage:
-        got = await self._inner.stream_page(room_id, event_name, before_position=before_position, limit=limit)
+        got = await self.inner.stream_page(room_id, event_name, before_position=before_position, limit=limit)
         return self._opened_page(got)
 
     async def mark_handed(self, room_id: str, event_name: str, through: int) -> None:
-        await self._inner.mark_handed(room_id, event_name, through)
+        await self.inner.mark_handed(room_id, event_name, through)
 
     async def remove(self, room_id: str, event_name: str, through: int) -> None:
-        await self._inner.remove(room_id, event_name, through)
+        await self.inner.remove(room_id, event_name, through)
 
     async def streams(self) -> AsyncIterator[tuple[str, str, StreamState]]:
-        async for stream in self._inner.streams():
+        async for stream in self.inner.streams():
             yield stream
 
     async def feed(self, after: int, *, limit: int) -> list[FeedItem]:
-        items = await self._inner.feed(after, limit=limit)
+        items = await self.inner.feed(after, limit=limit)
         return [item._replace(event=self._opened(item.event)) for item in items]
 
     async def last_id(self) -> int:
-        return await self._inner.last_id()
+        return await self.inner.last_id()
 
     async def stored_streams(self, event_names: Collection[str]) -> AsyncIterator[StoredStream]:
-        async for stream in self._inner.stored_streams(event_names):
+        async for stream in self.inner.stored_streams(event_names):
             yield stream
 
     async def position_before(self, room_id: str, event_name: str, *, timestamp: int, limit: int) -> int:
-        return await self._inner.position_before(room_id, event_name, timestamp=timestamp, limit=limit)
+        return await self.inner.position_before(room_id, event_name, timestamp=timestamp, limit=limit)
 
     async def user_events(self, user_id: str, *, after: int, limit: int) -> UserEvents:
-        return await self._inner.user_events(user_id, after=after, limit=limit)
+        return await self.inner.user_events(user_id, after=after, limit=limit)

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dialogue"
 
 THIRD_PARTY = {
-    "alembic", "annotated_types", "fastapi", "filelock", "hypothesis", "msgspec", "prometheus_client", "pydantic",
-    "pytest", "pytest_asyncio", "rich", "sqlalchemy", "starlette", "typer", "uvicorn", "websockets",
+    "alembic", "annotated_types", "fastapi", "filelock", "hypothesis", "jwt", "msgspec", "prometheus_client",
+    "pydantic", "pytest", "pytest_asyncio", "rich", "sqlalchemy", "starlette", "typer", "uvicorn", "websockets",
 }  # fmt: skip
 
 # What each layer may import of Dialogue and of others; `errors`, `events` and `config` are open to all.
@@ -24,12 +24,17 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "config": (BASE | {"dialogue.core.patterns"}, {"pydantic"}),
     "limits": ({"dialogue.errors"}, {"pydantic", "annotated_types"}),
     "folding": (BASE, set()),
+    "logs": (set(), set()),
+    "deployment": (BASE | {"dialogue.app", "dialogue.storage.archive"}, set()),
+    "auth": (BASE | {"dialogue.server.admit", "dialogue.server.handles"}, {"jwt"}),
     "protocol": ({"dialogue.errors"}, {"msgspec"}),
     "core": (BASE | {"dialogue.core"}, {"pydantic", "msgspec"}),
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),
     "server": (
-        BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"},
-        {"fastapi", "msgspec", "starlette", "prometheus_client", "uvicorn"},
+        BASE
+        | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"}
+        | {"dialogue.logs"},
+        {"fastapi", "msgspec", "prometheus_client", "pydantic", "starlette", "uvicorn"},
     ),
     "testing": (
         BASE
@@ -109,7 +114,7 @@ def test_importing_the_doubles_needs_no_test_tools() -> None:
 
 def test_the_commands_import_what_they_need_when_they_run() -> None:
     """`dialogue --help` waits for no database library."""
-    heavy = ("sqlalchemy", "alembic", "annotated_types", "fastapi", "uvicorn")
+    heavy = ("sqlalchemy", "alembic", "fastapi", "uvicorn")
     code = f"import sys, dialogue.cli; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import sys
 import time
+import urllib.error
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from filelock import FileLock
 from websockets.exceptions import ConnectionClosed
 
 from dialogue.errors import StartError
-from dialogue.server.run import address_of, listen
+from dialogue.server.listening import address_of, listen
 from dialogue.storage.tables import VERSION_TABLE
 
 from .processes import SECONDS, Command, connected, finished, get
@@ -31,7 +32,7 @@ message = define_event("message", history=History(limit=2))
 dialogue = Dialogue(
     rooms={{"general": RoomConfig(events=[message])}},
     store={store},
-    limits=Limits(stop_seconds=1, frame_bytes=8192),
+    limits=Limits(stop_timeout_seconds=1, frame_bytes=8192),
 )
 """
 
@@ -124,7 +125,7 @@ def test_reload_starts_again_when_a_file_changes(tmp_path: Path) -> None:
                 # It compares ages, and two writes may fall into one tick of the file system's clock.
                 changed_at = next(times)
                 os.utime(tmp_path / "chat.py", (changed_at, changed_at))
-                if command.has_said(until, within_seconds=3):
+                if command.has_said(until, within_seconds=10):
                     return
             raise AssertionError(command.output)
 
@@ -135,6 +136,65 @@ def test_reload_starts_again_when_a_file_changes(tmp_path: Path) -> None:
             assert client.ask(type="join", room="general")["seq"] == 0
         assert command.end(signal.SIGINT) == 0
         assert "Traceback" not in command.output
+
+
+HANGING = """
+import time, pathlib
+
+@dialogue.on_cleanup
+{kind} keep(events):
+    pathlib.Path("called").touch()
+    {hang}
+"""
+
+
+def status_of(url: str) -> tuple[int, str]:
+    try:
+        return 200, get(url)[1]
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize("reload", [False, True], ids=["run", "reload"])
+def test_a_second_signal_ends_a_stop_at_once(tmp_path: Path, reload: bool) -> None:
+    """It says in one line what it gives up, and the status is 130; the first one goes on being graceful."""
+    hang = "import asyncio; await asyncio.sleep(600)"
+    (tmp_path / "chat.py").write_text(
+        MODULE.format(store="None").replace("stop_timeout_seconds=1", "stop_timeout_seconds=600")
+        + HANGING.format(kind="async def", hang=hang)
+    )
+    arguments = ("--reload",) if reload else ()
+    with Command("run", "chat:dialogue", "--port", "0", *arguments, folder=tmp_path) as command:
+        address = command.address()
+        with connected(address, user_id="Ada") as client:
+            client.ask(type="join", room="general")
+            client.ask(type="trigger", room="general", event="message", data=1)
+            command.process.send_signal(signal.SIGTERM)
+            for _ in client.socket:
+                pass
+            assert client.socket.close_code == 1001
+        command.wait_for("stopping, in at most 600 s: connections to close 1")
+        if not reload:
+            status, health = status_of(f"{address}/health")
+            assert (status, '"stopping"' in health) == (503, True)
+        assert command.end(signal.SIGINT) == 130
+        assert "given up: connections 0" in command.output
+        assert "events not handed over 1" in command.output
+        assert "Traceback" not in command.output
+
+
+def test_a_hook_that_hangs_in_its_thread_does_not_keep_the_process(tmp_path: Path) -> None:
+    """A thread cannot be cancelled: the process ends without it, with the status of what was lost."""
+    write_module(tmp_path, more=HANGING.format(kind="def", hang="time.sleep(600)"))
+    with Command("run", "chat:dialogue", "--port", "0", folder=tmp_path) as command:
+        with connected(command.address(), user_id="Ada") as client:
+            client.ask(type="join", room="general")
+            client.ask(type="trigger", room="general", event="message", data=1)
+        assert command.end(signal.SIGTERM) == 1
+        assert (tmp_path / "called").exists()
+        assert "Error: stopped, but 1 events could not be handed over" in command.output
+        assert "a hook does not return; the process ends without it" in command.output
 
 
 def locked_by_a_server(folder: Path) -> FileLock:

@@ -28,7 +28,8 @@ def load(target: str) -> Dialogue:
     Raises:
         ConfigError: There is none, or importing the module failed.
     """
-    where = repr(target)
+    # A URL that was meant may have a password in it.
+    where = "the target" if "://" in target or "@" in target else repr(target)
     module_name, colon, path = target.partition(":")
     if not colon or not path or not all(map(str.isidentifier, (*module_name.split("."), *path.split(".")))):
         raise ConfigError(where, "this is not MODULE:ATTRIBUTE", "Write for example chat.config:dialogue")

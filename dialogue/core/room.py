@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..config import RoomType
 from ..events import CHANGES, EncodedEvent
+from .cursor import MAX_SEQ, Bound
 from .ring import Ring
 
 
@@ -181,6 +182,11 @@ class Room:
         """Return the names of the recorded types: declared ones first, then others that have events."""
         names = {name: None for name, event_type in self.room_type.events.items() if event_type.history}
         return list(names | dict.fromkeys(self.rings))
+
+    def bound_at_offset(self, event_name: str, offset: int) -> Bound:
+        """Return the bound below which the event of a type at *offset* is the newest; 0 is the newest of all."""
+        ring = self.rings.get(event_name)
+        return Bound(MAX_SEQ, (ring.last_position if ring is not None else 0) - offset + 1)
 
     def push(self, event: EncodedEvent) -> EncodedEvent | None:
         """Add a recorded event; return the one that leaves its ring, if any.

@@ -25,7 +25,7 @@ _CONNECTIONS_PER_STEP = 1000
 
 
 class Announcer:
-    """Sends announcements behind the commands that cause them. An async context manager.
+    """Sends announcements behind the commands that cause them.
 
     Whether a connection may see the room is asked for each, which may take as long as a ``can_see`` hook does. When
     ``limits.hook_queue_events`` wait, further announcements are skipped and counted: ``rooms`` tells what there is.
@@ -35,18 +35,10 @@ class Announcer:
         self._hub = hub
         self._queue: deque[tuple[bytes, RoomHandle]] = deque()
         self._arrived = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Announcer:
-        self._task = self._hub.spawn(self._run(), name="dialogue-announcer")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Skip what waits: its readers are being disconnected."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    def start(self) -> None:
+        """Begin, as a task of the hub's, which ends with it."""
+        self._hub.spawn(self._run(), name="dialogue-announcer")
 
     def put(self, message: dict[str, Any], handle: RoomHandle) -> None:
         """Queue *message*, for those who may see the room. Never waits."""

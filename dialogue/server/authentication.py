@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Internal, ValidationFailed
+from ..errors import Internal, Unauthenticated, ValidationFailed
 from .handles import Identity
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ async def authenticate(hub: Hub, request: Any, auth: dict[str, Any], *, anonymou
         anonymous: Who it is if nobody says.
 
     Raises:
-        Unauthenticated: The hook says so.
+        Unauthenticated: The hook says so, or the identity has expired.
         ValidationFailed: In development mode: the user id cannot be one.
         Internal: The hook failed, or returned what is no identity.
     """
@@ -43,4 +44,6 @@ async def authenticate(hub: Hub, request: Any, auth: dict[str, Any], *, anonymou
     except ValidationFailed:
         hub.log.error("authenticate returned a user_id that cannot be one")
         raise Internal from None
+    if identity.expires_at is not None and identity.expires_at <= time.time():
+        raise Unauthenticated("the credentials have expired")
     return identity

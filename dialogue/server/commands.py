@@ -88,17 +88,17 @@ class Commands:
                 session.refuse(command.ref, error)
                 session.close(protocol.CLOSE_UNAUTHENTICATED, "not authenticated")
                 return
-        is_first = not session.is_connected
-        if not is_first and identity.user_id != session.identity.user_id:
-            raise PermissionDenied("another user needs another connection")
-        if session.is_closing:
-            return
-        try:
-            session.identify(identity)
-        except RateLimited as error:
-            session.refuse(command.ref, error)
-            session.close(protocol.CLOSE_TOO_MANY_ERRORS, "too many connections of this user")
-            return
+            is_first = not session.is_connected
+            if not is_first and identity.user_id != session.identity.user_id:
+                raise PermissionDenied("another user needs another connection")
+            if session.is_closing:
+                return
+            try:
+                session.identify(identity)
+            except RateLimited as error:
+                session.refuse(command.ref, error)
+                session.close(protocol.CLOSE_TOO_MANY_ERRORS, "too many connections of this user")
+                return
         message: dict[str, Any] = {"type": "connected"}
         if command.ref is not None:
             message["ref"] = command.ref
@@ -131,7 +131,7 @@ class Commands:
 
     async def _join(self, command: protocol.Join) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.rates.joins, session.user_rates.joins)
         await session.memberships.join(
             command.room, ref=command.ref, since=command.since, sync=command.sync, events=command.events
         )
@@ -154,7 +154,7 @@ class Commands:
 
     async def _rooms(self, command: protocol.Rooms) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, self._hub.user_rates.of(session.user_id).reads)
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
         records = await self._hub.registry.visible_to(session.client)
         message: dict[str, Any] = {"type": "rooms", "rooms": records}
         if command.ref is not None:
@@ -163,7 +163,7 @@ class Commands:
 
     async def _create_room(self, command: protocol.CreateRoom) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.user_rates.room_changes)
         await self._hub.registry.create_for(
             session.client,
             command.room,
@@ -176,14 +176,14 @@ class Commands:
 
     async def _delete_room(self, command: protocol.DeleteRoom) -> None:
         session = self._session
-        spend(session.heard, session.rates.joins, self._hub.user_rates.of(session.user_id).joins)
+        spend(session.heard, session.user_rates.room_changes)
         await self._hub.registry.delete_for(session.client, command.room)
         if command.ref is not None:
             session.send([protocol.encode_ok(command.ref, room=command.room)])
 
     async def _presence(self, command: protocol.Presence) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, self._hub.user_rates.of(session.user_id).reads)
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
         room, _ = session.memberships.member(command.room)
         session.send([self._hub.presence.snapshot(room, ref=command.ref)])
 

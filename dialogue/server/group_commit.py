@@ -27,6 +27,7 @@ from ..errors import (
 from ..events import Ack, Draft, EncodedEvent, Event
 from ..storage.base import Appended, Store
 from ..storage.condition import Condition
+from ..storage.ending import end_tasks
 from .metrics import Metrics
 
 
@@ -134,8 +135,14 @@ def _size(draft: Draft) -> int:
 
 
 def _why(error: BaseException) -> str:
-    """Return an error with its cause, which the store keeps from publishers and operators need."""
-    return f"{error} ({error.__cause__})" if error.__cause__ is not None else str(error)
+    """Return an error with its cause, which the store keeps from publishers and operators need.
+
+    Of the cause the first line: a database's further lines may quote what was written.
+    """
+    if error.__cause__ is None:
+        return str(error)
+    lines = str(error.__cause__).splitlines()
+    return f"{error} ({lines[0] if lines else type(error.__cause__).__name__})"
 
 
 Deliver = Callable[[Sequence[Outcome]], None]
@@ -165,13 +172,13 @@ class Done(NamedTuple):
 class GroupCommit:
     """The one writer of a store, made in its event loop. An async context manager.
 
-    Leaving it waits for what was accepted.
+    Leaving it waits for what was accepted, for as long as `aclose` would be given by a stop that begins then.
 
     Args:
         store: The log.
         deliver: Called without awaiting, in commit order, with what a group recorded.
         after_deliver: Awaited before the next group, for what a delivery leaves to do in the store.
-        limits: ``append_*`` and ``stop_seconds``.
+        limits: ``append_*`` and ``stop_timeout_seconds``.
         waits_for_store: Whether an append that the store refuses is tried again until its publishers' deadlines
             (``Dialogue(on_store_failure="wait")``) instead of being answered at once.
         clock_ms: Milliseconds since the epoch, for ephemeral events.
@@ -235,26 +242,34 @@ class GroupCommit:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose(until=self._time() + self._limits.stop_timeout_seconds)
+
+    async def aclose(self, *, until: float) -> None:
+        """Take nothing more, and wait for what was accepted until loop time *until*. May be called twice.
+
+        Whoever still waits then is told `StoreUnavailable`: what became of the append is not known.
+        """
         self._is_closed = True
         task, self._task = self._task, None
         if task is None:
             return
         try:
-            async with asyncio.timeout(self._limits.stop_seconds):
+            async with asyncio.timeout_at(until):
                 await self._idle.wait()
         except TimeoutError:
             self._log.error(
-                "stopping with %d events that the store did not take in time", self.waiting_events
+                "stopping with %d events that the store did not take in time",
+                self.waiting_events,
+                extra={"event_count": self.waiting_events},
             )
         if self._timer is not None:
             self._timer.cancel()
         ending = [task] if self._appending is None else [task, self._appending]
-        for running in ending:
-            running.cancel()
-        await asyncio.gather(*ending, return_exceptions=True)
+        if await end_tasks(ending, until=until):
+            self._log.error("the store does not let its append be cancelled; the stop goes on without it")
         # Also the group that was being appended: whether it was recorded is not known, and nobody may wait for ever.
         for item in itertools.chain(*self._groups, self._queue):
-            item.fail(StoreUnavailable("the server is stopping"))
+            item.fail(StoreUnavailable("the server is stopping", retry_after_seconds=1))
         self._groups.clear()
         self._queue.clear()
         self._queue_bytes = 0
@@ -303,7 +318,7 @@ class GroupCommit:
             StoreUnavailable: It cannot be told now.
         """
         if self._is_closed:
-            raise StoreUnavailable("the server is stopping")
+            raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
         lookup = _Lookup(draft, self._time() + self._limits.append_timeout_seconds)
         self._check_room(lookup.size)
         self._enqueue(lookup)
@@ -386,7 +401,7 @@ class GroupCommit:
             self._on_bug([outcome.submission for outcome in outcomes], error)
 
     def _on_bug(self, items: Sequence[Submission | _Lookup], error: Exception) -> None:
-        self._log.exception("a group of %d events failed", len(items))
+        self._log.exception("a group of %d events failed", len(items), extra={"event_count": len(items)})
         self._metrics.append_failures.labels("internal").inc()
         self._fail(items, error if isinstance(error, CommandError) else Internal())
 
@@ -484,7 +499,16 @@ class GroupCommit:
                 return [None], None
             if len(submissions) == 1:
                 self._metrics.append_failures.labels("refused").inc()
-                self._log.warning("the database refuses an event of room %r: %s", drafts[0].room_id, error)
+                self._log.warning(
+                    "the database refuses an event of room %r: %s",
+                    drafts[0].room_id,
+                    error,
+                    extra={
+                        "room_id": drafts[0].room_id,
+                        "event_name": drafts[0].event,
+                        "user_id": drafts[0].sender,
+                    },
+                )
                 self._fail(submissions, Internal("the database refuses this event"))
                 return [None], None
             middle = len(submissions) // 2
@@ -497,7 +521,10 @@ class GroupCommit:
             self._metrics.append_failures.labels("unknown").inc()
             self.condition.failed(error)
             self._log.error(
-                "the outcome of an append of %d events is not known: %s", len(drafts), _why(error)
+                "the outcome of an append of %d events is not known: %s",
+                len(drafts),
+                _why(error),
+                extra={"event_count": len(drafts)},
             )
             results = await self._settle(drafts)
             if self._waits_for_store and not any(results):
@@ -505,7 +532,12 @@ class GroupCommit:
         except StoreUnavailable as error:
             self._metrics.append_failures.labels("unavailable").inc()
             self.condition.failed(error)
-            self._log.error("the store did not take %d events: %s", len(drafts), _why(error))
+            self._log.error(
+                "the store did not take %d events: %s",
+                len(drafts),
+                _why(error),
+                extra={"event_count": len(drafts)},
+            )
             if self._waits_for_store:
                 return [], submissions[0]
             self._fail(submissions, StoreUnavailable(retry_after_seconds=1))
@@ -515,7 +547,11 @@ class GroupCommit:
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise  # the stop's, not the store's own
             # Whatever a store raises against its contract, the next append must not leave a hole behind this one.
-            self._log.exception("an append of %d events failed in a way that no store should", len(drafts))
+            self._log.exception(
+                "an append of %d events failed in a way that no store should",
+                len(drafts),
+                extra={"event_count": len(drafts)},
+            )
             self._metrics.append_failures.labels("internal").inc()
             self.condition.failed(error)
             results = await self._settle(drafts)
@@ -534,12 +570,17 @@ class GroupCommit:
                 return settled
             except StoreUnavailable as error:
                 self.condition.failed(error)
-                self._log.error("an append's outcome is unknown and the store cannot be asked: %s", error)
+                self._log.error(
+                    "an append's outcome is unknown and the store cannot be asked: %s",
+                    error,
+                    extra={"event_count": len(drafts)},
+                )
             except Exception as error:
                 # Whatever a store raises against its contract: what is not settled is a hole below the next append.
                 self.condition.failed(error)
                 self._log.exception(
-                    "an append's outcome is unknown and settling it failed as no store should"
+                    "an append's outcome is unknown and settling it failed as no store should",
+                    extra={"event_count": len(drafts)},
                 )
             await asyncio.sleep(self._random.uniform(0, bound))
             bound = min(bound * 2, _LONGEST_SETTLE_SECONDS)

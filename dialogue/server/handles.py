@@ -25,8 +25,8 @@ class Identity:
         user_id: 1 to ``limits.user_id_length`` characters.
         claims: What the credentials said, for hooks.
         meta: Anything of the application's, for hooks.
-        expires_at: When it ends, in seconds since the epoch: the connection is then closed with 4001, unless the
-            client has sent another ``connect`` with newer credentials. None: never.
+        expires_at: When the credentials end, in seconds since the epoch; None: never. The connection is closed with
+            4001 then, unless a second ``connect`` has brought newer ones.
     """
 
     __slots__ = ("claims", "expires_at", "meta", "user_id")
@@ -40,9 +40,9 @@ class Identity:
         expires_at: float | None = None,
     ) -> None:
         self.user_id = user_id
-        self.expires_at = expires_at
         self.claims: dict[str, Any] = dict(claims or {})
         self.meta: dict[str, Any] = dict(meta or {})
+        self.expires_at = expires_at
 
 
 class Client:
@@ -123,7 +123,6 @@ class Client:
         Raises:
             NotJoined: It is not in the room.
         """
-        self._session.hub.access.revoke(self.user_id, room_id)
         await self._session.memberships.leave(room_id, reason=reason)
 
     def send(self, event: str, data: Any) -> None:
@@ -256,7 +255,7 @@ class RoomHandle:
             StoreUnavailable: Part of the range cannot be read now.
         """
         name = event.name if isinstance(event, EventType) else event
-        return await self._hub.history_by_offset(self.room_id, name, start, end)
+        return await self._hub.reads.by_offset(self.room_id, name, start, end)
 
     async def page(
         self,
@@ -280,7 +279,7 @@ class RoomHandle:
             ValueError: More than one seq is given.
         """
         name = event.name if isinstance(event, EventType) else event
-        return await self._hub.history_page(
+        return await self._hub.reads.page(
             self.room_id, name, before=before, after=after, around=around, limit=limit
         )
 

@@ -105,11 +105,9 @@ def _by_offset(hub: Hub, room: Room, command: protocol.HistoryRead, names: list[
         raise InvalidRequest("offsets need 0 <= start <= end")
     if not names:
         return Read([], command.event, {}, None, 1)
-    ring = room.rings.get(command.event)
-    position = (ring.last_position if ring is not None else 0) - start + 1
     if end == start:
         return Read([], command.event, {}, None, 1)
-    bounds = {command.event: Bound(MAX_SEQ, position)}
+    bounds = {command.event: room.bound_at_offset(command.event, start)}
     return Read(names, command.event, bounds, None, min(end - start, hub.limits.page_events))
 
 

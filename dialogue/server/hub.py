@@ -22,28 +22,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .. import protocol
 from ..config import EventType, Limits, RoomTypes
 from ..core import admission
-from ..core.cursor import MAX_SEQ, Bound
-from ..core.room import Room, Subscriber, as_replaced
-from ..core.timeline import Gap
+from ..core.room import Room, Subscriber
 from ..errors import (
     Backpressure,
     EventNotAllowed,
-    StoreUnavailable,
 )
-from ..events import CHANGES, Ack, Draft, EncodedEvent, Event
+from ..events import CHANGES, Ack, Draft, EncodedEvent
 from ..storage.archive import Archive
 from ..storage.base import Appended, FeedItem, Store
 from ..storage.cleanup import HandOver
 from ..storage.retention import RetentionSweep
 from .access import Access
 from .admit import Admission, check_not_publishing
+from .application_reads import ApplicationReads
 from .changes import Changes
 from .connections import Connections
 from .feed import Feeds
 from .group_commit import GroupCommit, Outcome, Waiter
-from .handles import Context, RoomHandle, bounds_below
+from .handles import Context, RoomHandle
 from .health import show_progress
 from .hooks import HookRegistry
+from .in_flight import InFlight
 from .metrics import Metrics
 from .notifier import Notifier
 from .outbox import Frame
@@ -52,14 +51,12 @@ from .rates import UserRates
 from .reader import Reader
 from .registry import RoomRegistry
 from .rooms import OpenRooms
+from .stopping import Stopping
 
 if TYPE_CHECKING:
     from .session import Session
 
 T = TypeVar("T")
-
-FAREWELL = "dialogue-session-end"
-"""The name of the tasks that end connections; a stop waits for them."""
 
 
 class Hub:
@@ -89,16 +86,17 @@ class Hub:
         self.log = logger
         self.context = Context(self, dialogue)
         self.connections = Connections(limits=limits, metrics=metrics)
+        self.in_flight = InFlight(limits)
         self.access = Access(hooks, limits=limits, context=self.context)
         self.registry = RoomRegistry(self, room_types)
         self.presence = Presence(self)
         self.user_rates = UserRates(limits, clock=asyncio.get_running_loop().time)
-        self.is_stopping = False
         self.unflushed_events = 0
         # Kept: finding the running loop asks the system for the process's number each time.
         self._time = asyncio.get_running_loop().time
         self._trims: dict[tuple[str, str], int] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.stop = Stopping(self)
         self.handover = (
             HandOver(
                 store,
@@ -154,15 +152,16 @@ class Hub:
             limits=limits,
             logger=logger,
         )
+        self.reads = ApplicationReads(self)
         self.changes = Changes(self, archive=archive)
         self.feeds = Feeds(store, find=self.registry.find, limits=limits, logger=logger, random=random)
-        self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context)
+        self.notifier = Notifier(hooks, limits=limits, metrics=metrics, context=self.context, logger=logger)
         show_progress(metrics, handover=self.handover, reader=self.reader, commit=self.commit)
         metrics.rooms.set_function(lambda: len(self.rooms))
         metrics.connections.set_function(lambda: len(self.connections.sessions))
 
     async def __aenter__(self) -> Hub:
-        await self.registry.__aenter__()
+        await self.registry.open()
         if self.handover is not None:
             await self.handover.__aenter__()
         await self.commit.__aenter__()
@@ -173,50 +172,35 @@ class Hub:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop: no new commands, what was accepted is appended and told, hand-overs are flushed, sockets closed."""
-        self.is_stopping = True
-        await self.retention.__aexit__()
-        await self.commit.__aexit__()
-        for session in list(self.connections.sessions):
-            session.close(protocol.CLOSE_GOING_AWAY, "the server is stopping")
-        try:
-            async with asyncio.timeout(self.limits.stop_seconds):
-                await asyncio.gather(*(session.wait_closed() for session in list(self.connections.sessions)))
-        except TimeoutError:
-            self.log.warning("%d connections did not close in time", len(self.connections.sessions))
-        # on_left and on_disconnected of those connections; they have their own time limits.
-        farewells = {task for task in self._tasks if task.get_name() == FAREWELL}
-        if farewells:
-            await asyncio.wait(farewells, timeout=self.limits.stop_seconds)
-        await self.notifier.__aexit__()
-        # Before the flush: a load that hangs would keep its stream from being handed over.
-        await self.reader.aclose()
-        if self.handover is not None:
-            self.unflushed_events = await self.handover.flush(with_rings=not self.store.is_durable)
-            if self.unflushed_events:
-                self.log.error("%d events could not be handed over before the stop", self.unflushed_events)
-                self.metrics.handover.labels("lost").inc(self.unflushed_events)
-            await self.handover.__aexit__()
-        self.feeds.close()
-        self.presence.close()
-        await self.registry.__aexit__()
-        await self.open_rooms.aclose()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.stop.run()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a stop has begun."""
+        return self.stop.times is not None
+
+    @property
+    def unhanded_events(self) -> int:
+        """How many events the hand-over has before it; without a durable store also those in the rings."""
+        if self.handover is None:
+            return 0
+        waiting = self.handover.statistics().waiting_events
+        if self.store.is_durable or self.handover.has_rings:
+            return waiting
+        return waiting + sum(len(ring) for room in self.rooms.values() for ring in room.rings.values())
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
         """Run *coroutine* as a task that the hub ends with, and whose exception is logged."""
         task = asyncio.create_task(coroutine, name=name)
-        self._tasks.add(task)
+        self.tasks.add(task)
         task.add_done_callback(self._on_task_done)
         return task
 
     async def complete(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
         """Return what *coroutine* does; it goes on to its end also if whoever waits for it is cancelled."""
         task = asyncio.create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -225,7 +209,7 @@ class Hub:
             raise
 
     def _on_task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self.tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             self.log.error("task %s failed", task.get_name(), exc_info=task.exception())
 
@@ -494,77 +478,3 @@ class Hub:
 
     def forget_room(self, room_id: str) -> None:
         """Forget what is kept of a room that was deleted."""
-
-    # -- reads for the application -------------------------------------------------------------------------------
-
-    async def history_by_offset(self, room_id: str, name: str, start: int, end: int) -> list[Event[Any]]:
-        """Return events of one type by offset, newest first."""
-        if start < 0 or end < start:
-            raise ValueError("0 <= start <= end is needed")
-        room = await self.open_rooms.open(room_id)
-        self.recorded_type(room, name)
-        ring = room.rings.get(name)
-        position = (ring.last_position if ring is not None else 0) - start + 1
-        return await self._decoded(room, self._older(room, {name: Bound(MAX_SEQ, position)}, end - start))
-
-    async def history_page(
-        self,
-        room_id: str,
-        name: str | None,
-        *,
-        before: int | None,
-        after: int | None,
-        around: int | None,
-        limit: int,
-    ) -> list[Event[Any]]:
-        """Return events by seq, oldest first; see `RoomHandle.page`."""
-        if sum(bound is not None for bound in (before, after, around)) > 1:
-            raise ValueError("give one of before, after and around")
-        room = await self.open_rooms.open(room_id)
-        names = room.recorded_names() if name is None else [self.recorded_type(room, name).name]
-        if after is not None:
-            return await self._decoded(room, self._newer(room, names, after, limit))
-        if around is not None:
-            return await self._decoded(room, self._around(room, names, around, limit))
-        bounds = bounds_below(names, room.last_seq + 1 if before is None else before)
-        return (await self._decoded(room, self._older(room, bounds, limit)))[::-1]
-
-    async def _around(self, room: Room, names: list[str], seq: int, limit: int) -> list[EncodedEvent]:
-        older = await self._older(room, bounds_below(names, seq + 1), (limit + 1) // 2)
-        return older[::-1] + await self._newer(room, names, seq, limit - len(older))
-
-    async def _newer(self, room: Room, names: list[str], after: int, limit: int) -> list[EncodedEvent]:
-        events: list[EncodedEvent] = []
-        goes_on: int | None = after
-        while goes_on is not None and len(events) < limit:
-            part = await self.reader.newer(room, names, after=goes_on, limit=limit - len(events))
-            self._check_readable(part.gap)
-            events += part.events
-            goes_on = part.next_after
-        return events
-
-    @staticmethod
-    def _check_readable(gap: Gap | None) -> None:
-        if gap is not None and gap.reason == "tier_unavailable":
-            raise StoreUnavailable("part of the history cannot be read now", retry_after_seconds=1)
-
-    async def _decoded(
-        self, room: Room, reading: Coroutine[Any, Any, list[EncodedEvent]]
-    ) -> list[Event[Any]]:
-        with room.watch() as replaced:
-            events = as_replaced(await reading, replaced)
-        return [
-            Event.decode(event, epoch=self.store.epoch, event_type=room.room_type.event_type(event.event))
-            for event in events
-        ]
-
-    async def _older(self, room: Room, bounds: dict[str, Bound], limit: int) -> list[EncodedEvent]:
-        """Read *limit* events below *bounds*, newest first, over as many pages as it takes."""
-        newest_first: list[EncodedEvent] = []
-        goes_on: dict[str, Bound] | None = bounds
-        while goes_on is not None and len(newest_first) < limit:
-            part = await self.reader.older(room, goes_on, limit=limit - len(newest_first))
-            self._check_readable(part.gap)
-            newest_first += part.events[::-1]
-            goes_on = part.bounds
-        return newest_first

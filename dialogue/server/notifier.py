@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ..config import Limits, RoomType
 from ..errors import RoomNotFound
 from ..events import EncodedEvent, Event
+from ..storage.ending import end_tasks
 from .handles import Context, RoomHandle
 from .hooks import HookRegistry
 from .metrics import Metrics
@@ -19,17 +21,26 @@ _AFTER = ("after_each", "on_triggered", "on")
 
 
 class Notifier:
-    """Runs these hooks behind the publish path. An async context manager; leaving it runs what is queued.
+    """Runs these hooks behind the publish path. An async context manager; `aclose` runs what is queued.
 
     When the hooks fall ``limits.hook_queue_events`` behind, further events are skipped and counted: a slow hook
     must not slow publishers, and whoever needs every event reads the feed of the log.
     """
 
-    def __init__(self, hooks: HookRegistry, *, limits: Limits, metrics: Metrics, context: Context) -> None:
+    def __init__(
+        self,
+        hooks: HookRegistry,
+        *,
+        limits: Limits,
+        metrics: Metrics,
+        context: Context,
+        logger: logging.Logger,
+    ) -> None:
         self._hooks = hooks
         self._limits = limits
         self._metrics = metrics
         self._context = context
+        self._log = logger
         self._queue: deque[tuple[str, RoomType, EncodedEvent, int]] = deque()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
@@ -41,16 +52,20 @@ class Notifier:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose(until=asyncio.get_running_loop().time() + self._limits.stop_timeout_seconds)
+
+    async def aclose(self, *, until: float) -> None:
+        """Run what is queued, until loop time *until*; the rest is skipped and counted. May be called twice."""
         task, self._task = self._task, None
         if task is None:
             return
         try:
-            async with asyncio.timeout(self._limits.stop_seconds):
+            async with asyncio.timeout_at(until):
                 await self._idle.wait()
         except TimeoutError:
             self._metrics.hooks_skipped.inc(len(self._queue))
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+            self._log.warning("stopping with %d events whose after_each was skipped", len(self._queue))
+        await end_tasks([task], until=until)
 
     @property
     def has_hooks(self) -> bool:

@@ -10,7 +10,7 @@ from ..core.limits import TokenBucket
 from ..errors import RateLimited
 
 USERS_REMEMBERED = 10_000
-"""For how many users buckets are kept, those that were used last: a new connection does not fill an empty one."""
+"""For how many users buckets are kept at least, those that were used last: a new connection fills no empty one."""
 
 
 def spend(now: float, *buckets: TokenBucket) -> None:
@@ -29,7 +29,7 @@ class Rates:
 
     Attributes:
         triggers: What brings an event into a room: triggers, edits, deletions.
-        joins: Joining, making and deleting rooms.
+        joins: Joining rooms.
         reads: History, rooms, presence, unread.
     """
 
@@ -48,6 +48,25 @@ class Rates:
         """
         if not self.triggers.take(now=now):
             spend(now, self.triggers)
+
+
+class RatesOfUser(Rates):
+    """The buckets of one user.
+
+    Attributes:
+        room_changes: Making and deleting rooms, of which everyone is told.
+    """
+
+    __slots__ = ("room_changes",)
+
+    def __init__(self, limits: Limits, *, now: float) -> None:
+        super().__init__(
+            TokenBucket(limits.user_triggers_burst, limits.user_triggers_per_second, now=now),
+            TokenBucket(limits.user_joins_burst, limits.user_joins_per_second, now=now),
+            TokenBucket(limits.user_reads_burst, limits.user_reads_per_second, now=now),
+        )
+        changes = limits.user_room_changes_per_minute
+        self.room_changes = TokenBucket(changes, changes / 60, now=now)
 
 
 def connection_rates(limits: Limits, *, now: float) -> Rates:
@@ -69,21 +88,17 @@ class UserRates:
     def __init__(self, limits: Limits, *, clock: Callable[[], float]) -> None:
         self._limits = limits
         self._clock = clock
-        self._rates: OrderedDict[str, Rates] = OrderedDict()
+        self._rates: OrderedDict[str, RatesOfUser] = OrderedDict()
 
-    def of(self, user_id: str) -> Rates:
+    def of(self, user_id: str) -> RatesOfUser:
         """Return the buckets of a user, full ones if the user was not seen for long."""
         rates = self._rates.get(user_id)
         if rates is not None:
             self._rates.move_to_end(user_id)
             return rates
-        limits, now = self._limits, self._clock()
-        rates = self._rates[user_id] = Rates(
-            TokenBucket(limits.user_triggers_burst, limits.user_triggers_per_second, now=now),
-            TokenBucket(limits.user_joins_burst, limits.user_joins_per_second, now=now),
-            TokenBucket(limits.user_reads_burst, limits.user_reads_per_second, now=now),
-        )
-        if len(self._rates) > USERS_REMEMBERED:
+        rates = self._rates[user_id] = RatesOfUser(self._limits, now=self._clock())
+        # Those who are connected now are among the last that were used.
+        if len(self._rates) > max(USERS_REMEMBERED, self._limits.connections):
             self._rates.popitem(last=False)
         return rates
 

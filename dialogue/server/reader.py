@@ -31,6 +31,7 @@ from ..storage.archive import Archive, encode_row
 from ..storage.base import LogPage, Store
 from ..storage.cleanup import Gate, HandOver
 from ..storage.condition import Condition, describe
+from ..storage.ending import end_tasks
 from .metrics import Metrics
 
 R = TypeVar("R")
@@ -251,6 +252,9 @@ class Reader:
                 task.add_done_callback(lambda _: self._end_late_load(gate))
                 task.add_done_callback(lambda done: self._late_load_ended(done, room_id, request))
                 return Unavailable()
+            if task.cancelled():
+                # By a stop, and not by whoever reads: a hook that reads must not take it for its own end.
+                return Unavailable()
             page = LogPage(task.result(), 0, 0)
             self.load_condition.succeeded()
             return page
@@ -285,11 +289,14 @@ class Reader:
     def _end_late_load(gate: Gate) -> None:
         gate.late_loads -= 1
 
-    async def aclose(self) -> None:
-        """End the loads that nobody waits for any more. May be called twice."""
+    def cancel_loads(self) -> None:
+        """Cancel the loads in flight: their streams are to be handed over. Their readers are told of a gap."""
         for task in self._loads:
             task.cancel()
-        await asyncio.gather(*self._loads, return_exceptions=True)
+
+    async def aclose(self, *, until: float) -> None:
+        """End the loads in flight, waiting for them until loop time *until*. May be called twice."""
+        await end_tasks(list(self._loads), until=until)
 
     def _late_load_ended(self, task: asyncio.Task[Any], room_id: str, request: ReadArchive) -> None:
         if task.cancelled():

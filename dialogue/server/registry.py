@@ -58,8 +58,8 @@ class RoomRegistry:
         # How many of the records are whose.
         self._made_by: Counter[str | None] = Counter()
 
-    async def __aenter__(self) -> RoomRegistry:
-        """Read the rooms that were made.
+    async def open(self) -> None:
+        """Read the rooms that were made, and begin to tell of further ones.
 
         Raises:
             StoreUnavailable: The store cannot be read.
@@ -74,11 +74,7 @@ class RoomRegistry:
                 len(lost),
                 lost[0],
             )
-        await self._announcer.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._announcer.__aexit__()
+        self._announcer.start()
 
     # -- finding -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from ..core.ring import Ring
 from ..core.room import Room
 from ..errors import Backpressure, RoomNotFound
 from ..storage.base import Store
+from ..storage.ending import end_tasks
 from .rates import RoomRates
 from .registry import RoomRegistry
 
@@ -127,9 +128,6 @@ class OpenRooms:
             if (self.store.is_durable or not room.last_seq) and room.room_id not in busy:
                 del self.rooms[room.room_id]
 
-    async def aclose(self) -> None:
-        """End what is waking. May be called twice."""
-        waking = list(self._waking.values())
-        for task in waking:
-            task.cancel()
-        await asyncio.gather(*waking, return_exceptions=True)
+    async def aclose(self, *, until: float) -> None:
+        """End what is waking, waiting for it until loop time *until*. May be called twice."""
+        await end_tasks(list(self._waking.values()), until=until)

@@ -1,117 +1,67 @@
-"""How ``dialogue run`` and ``dialogue demo`` serve: uvicorn with our settings, and a stop that tells before it closes.
-
-The application's lifespan is entered here and not by uvicorn, which logs a failed start as a traceback, waits for a
-start that Ctrl-C should end, and closes the sockets before the lifespan ends: publishers would not be told of what
-was accepted.
-"""
+"""How ``dialogue run`` and ``dialogue demo`` serve: a process of its own, its log, its signals and its end."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import functools
 import gc
 import logging
-import math
 import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from ..errors import StartError
-from .websocket import is_loopback
+from ..logs import JSONFormatter
+from .listening import DEFAULT_HOST, DEFAULT_PORT, address_of, listen
+from .serving import Serving, make_config
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from ..app import Dialogue
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 3000
+__all__ = [
+    "DEFAULT_HOST",
+    "DEFAULT_PORT",
+    "FORCED_STATUS",
+    "address_of",
+    "configure_logging",
+    "leave_hanging_threads",
+    "listen",
+    "serve",
+    "serve_reloading",
+]
 
-BACKLOG_CONNECTIONS = 2048
-"""How many connections the kernel keeps until they are accepted."""
+FORCED_STATUS = 130
+"""The status of a process that a second signal has ended: what a shell shows for one that SIGINT has ended."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-
-def listen(host: str, port: int, *, tries: int = 1) -> socket.socket:
-    """Return a listening socket; whoever gets it closes it.
-
-    It listens at once, because a port that is only bound can still be taken by another program.
-
-    Args:
-        host: A name or an address of this machine.
-        port: The first port to try; 0 for any free one.
-        tries: How many ports to try, counting up from *port*; at least 1.
-
-    Raises:
-        StartError: The ports are taken or may not be used, or *host* is not this machine's.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise StartError(
-            f"the host {host!r} is not known. Name an address of this machine: --host"
-        ) from error
-    # IPv4 first: of the two addresses of "localhost" it is the one that every program tries.
-    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
-    last = min(port + tries - 1, 65_535) if port else 0
-    for candidate in range(port, last + 1):
-        try:
-            return _listen(family, (address[0], candidate, *address[2:]))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                continue
-            if error.errno in (errno.EACCES, errno.EPERM):
-                raise StartError(
-                    f"port {candidate} may not be used by this user. Choose one from 1024 up: --port"
-                ) from error
-            raise StartError(
-                f"{host} cannot be listened on ({error.strerror}). Name an address of this machine: --host"
-            ) from error
-    if last > port:
-        raise StartError(f"the ports {port} to {last} are all taken on {host}. Choose another: --port")
-    raise StartError(
-        f"port {port} is taken by another program on {host}. End that program, or choose another port: --port"
-    )
+_HOOK_THREADS = "dialogue-hook"
+_THREAD_SECONDS = 0.2
 
 
-def _listen(family: int, address: tuple[Any, ...]) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        # Without it a port stays taken for a minute after a stop. Windows means something else by it: sharing.
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and address[0] != "::":
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG_CONNECTIONS)
-        # A reloading server's children get it.
-        listener.set_inheritable(True)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def address_of(listener: socket.socket) -> str:
-    """Return the URL under which a browser on this machine reaches *listener*."""
-    host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, log_format: str = "text") -> None:
     """Log to standard error from *level* up (a name such as ``info``); of uvicorn only what is worth knowing.
 
-    Handlers that the application has put on the root logger are kept, and none is added to them.
+    Handlers that the application has put on the root logger are kept as they are, and none is added to them.
+
+    Args:
+        level: The least important messages that are logged.
+        log_format: ``"text"``, or ``"json"`` for one object in each line (see `JSONFormatter`).
     """
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    if log_format == "json":
+        handler.setFormatter(JSONFormatter())
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     number = logging.getLevelNamesMapping()[level.upper()]
     logging.getLogger().setLevel(max(number, logging.INFO))
     logging.getLogger("dialogue").setLevel(number)
@@ -121,81 +71,87 @@ def configure_logging(level: str) -> None:
     logging.getLogger("uvicorn.error").setLevel(number if number != logging.INFO else logging.WARNING)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, telling when it serves, and ending the lifespan before it closes the connections."""
+class _Signals:
+    """What SIGINT and SIGTERM do: the first one stops gracefully, the second one at once. A context manager.
+
+    Args:
+        stop: Called by the first signal, between any two steps of the main thread.
+        abandoned: Tells in a few words what a stop at once gives up.
+    """
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        stop: Callable[[], None],
+        abandoned: Callable[[], str],
+        logger: logging.Logger,
         *,
-        on_serving: Callable[[], None],
-        before_close: Callable[[], Awaitable[None]],
+        numbers: Sequence[signal.Signals],
     ) -> None:
-        super().__init__(config)
-        self._on_serving = on_serving
-        self._before_close = before_close
+        self._numbers = numbers
+        self._stop = stop
+        self._abandoned = abandoned
+        self._log = logger
+        self._count = 0
+        self._previous: dict[signal.Signals, Any] = {}
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_serving()
+    def __enter__(self) -> _Signals:
+        for number in self._numbers:
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for server in self.servers:
-            server.close()
-        try:
-            await self._before_close()
-        finally:
-            await super().shutdown(sockets)
-
-
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call *stop* on SIGINT and SIGTERM.
-
-    uvicorn has handlers of its own while it serves; it puts these back and raises its signals again at the end.
-    """
-    previous = {number: signal.signal(number, lambda *_: stop()) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-
-async def _serve(
-    app: FastAPI, config: uvicorn.Config, listener: socket.socket, on_serving: Callable[[], None]
-) -> None:
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    is_stopping = False
-
-    def stop() -> None:
-        nonlocal is_stopping
-        if not is_stopping:
-            is_stopping = True
-            loop.call_soon_threadsafe(task.cancel)
-
-    async def before_close() -> None:
-        nonlocal is_stopping
-        # From here on a signal asks for what is being done.
-        is_stopping = True
-        await stack.aclose()
-
-    with _signals(stop):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count == 1:
+            self._stop()
+            return
         try:
-            async with AsyncExitStack() as stack:
-                await stack.enter_async_context(app.router.lifespan_context(app))
-                # What there is now stays until the end. Walking it took the collector 50 ms and more, in which
-                # every publisher waited.
-                gc.collect()
-                gc.freeze()
-                server = _Server(config, on_serving=on_serving, before_close=before_close)
-                await server.serve([listener])
-        except asyncio.CancelledError:
-            if not is_stopping:
-                raise
+            # Of what a half-stopped server raises nothing may keep the process.
+            with suppress(Exception):
+                self._log.warning("stopped at once by a second signal; given up: %s", self._abandoned())
+        finally:
+            _exit(FORCED_STATUS)
+
+
+def _exit(status: int) -> None:
+    """End the process now.
+
+    Not by an exception or ``sys.exit``: either would still run what hangs, whether a ``finally`` in the event loop or
+    the interpreter's own end, which waits for the threads of hooks.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+def leave_hanging_threads(status: int) -> None:
+    """End the process with *status* if a ``def`` hook still runs in its thread after a stop; return if none does.
+
+    A thread cannot be cancelled, and Python waits for each of them at its end.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith(_HOOK_THREADS):
+            thread.join(_THREAD_SECONDS)
+            if thread.is_alive():
+                logging.getLogger("dialogue").warning("a hook does not return; the process ends without it")
+                _exit(status)
+
+
+def _abandoned(dialogue: Dialogue) -> str:
+    if not dialogue.is_running:
+        return f"connections 0, events not handed over {dialogue.unflushed_events}"
+    hub = dialogue.hub()
+    kept = " (the log keeps them for the next start)" if hub.store.is_durable else ""
+    return (
+        f"connections {len(hub.connections.sessions)}, events on their way to the log {hub.commit.waiting_events}, "
+        f"events not handed over {hub.unhanded_events}{kept}"
+    )
 
 
 def serve(
@@ -204,14 +160,17 @@ def serve(
     listener: socket.socket,
     *,
     on_serving: Callable[[], None] = lambda: None,
+    is_child: bool = False,
 ) -> int:
     """Serve *app*, which includes the router of *dialogue*, until SIGINT or SIGTERM; then stop gracefully.
 
-    A signal during the start ends the start. Blocks; to be called in the main thread.
+    A signal during the start ends the start; a second signal ends the process at once, with `FORCED_STATUS`. Blocks;
+    to be called in the main thread.
 
     Args:
         listener: From `listen`; it is closed when this returns or raises.
         on_serving: Called once when connections are answered.
+        is_child: Whether a reloading server has started this one, see `ignore_terminal`.
 
     Returns:
         How many events the stop could not hand over to ``on_cleanup``; 0 is a clean stop.
@@ -219,46 +178,94 @@ def serve(
     Raises:
         StartError, ConfigError: It cannot start; the message names the remedy.
     """
-    limits = dialogue.limits
-    config = uvicorn.Config(
-        app,
-        lifespan="off",  # entered by `_serve`
-        ws="websockets-sansio",
-        ws_max_size=limits.frame_bytes,
-        ws_per_message_deflate=False,  # costs 33 KB a connection
-        ws_ping_interval=None,  # the protocol has its own ping, which a browser's page can see
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=math.ceil(limits.stop_seconds),
-    )
+    is_asked = False
+    wake: Callable[[], object] | None = None
+
+    def stop() -> None:
+        nonlocal is_asked
+        is_asked = True
+        if wake is not None:
+            wake()
+
+    def tell() -> None:
+        # What there is now stays until the end. Walking it took the collector 50 ms and more, in which every
+        # publisher waited.
+        gc.collect()
+        gc.freeze()
+        on_serving()
+
+    async def run() -> None:
+        nonlocal wake
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(executor)
+        serving = Serving(dialogue, app, on_serving=tell, is_child=is_child)
+        wake = functools.partial(loop.call_soon_threadsafe, serving.stop)
+        if is_asked:
+            serving.stop()
+        try:
+            await serving.run(listener)
+        finally:
+            wake = None
+            # The loop's own end would wait for a hook that hangs in its thread, for ever.
+            executor.shutdown(wait=False, cancel_futures=True)
+            loop.set_default_executor(ThreadPoolExecutor(1))
+
+    executor = ThreadPoolExecutor(thread_name_prefix=_HOOK_THREADS)
+    factory = make_config(dialogue, app).get_loop_factory()
     try:
-        host = listener.getsockname()[0]
-        if dialogue.is_development and not is_loopback(host):
-            dialogue.logger.warning(
-                "development mode on %s: WHOEVER REACHES THIS ADDRESS CAN BE ANY USER. "
-                "Register an authenticate hook, or leave --host out to be reached from this machine only",
-                host,
-            )
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-            runner.run(_serve(app, config, listener, on_serving))
+        with (
+            _Signals(
+                stop,
+                lambda: _abandoned(dialogue),
+                dialogue.logger,
+                numbers=(signal.SIGTERM,) if is_child and os.name == "posix" else _SIGNALS,
+            ),
+            asyncio.Runner(loop_factory=factory) as runner,
+        ):
+            runner.run(run())
     finally:
         gc.unfreeze()
         listener.close()
     return dialogue.unflushed_events
 
 
-def serve_reloading(target: Callable[..., None], listener: socket.socket) -> None:
+def serve_reloading(target: Callable[..., None], listener: socket.socket) -> int:
     """Call *target* in a child process, again whenever a Python file below the current folder changes.
 
-    Blocks until SIGINT or SIGTERM. A child that ends by itself is started again by the next change.
+    Blocks until SIGINT or SIGTERM; a second one is passed on, and ends the child at once. A child that ends by itself
+    is started again by the next change.
 
     Args:
         target: Something that can be pickled; called with ``sockets=[listener]``.
         listener: From `listen`; it is closed at the end.
+
+    Returns:
+        The status to end with: 0, or `FORCED_STATUS`.
     """
     from uvicorn.supervisors import ChangeReload
 
+    class Reloader(ChangeReload):  # type: ignore[misc, valid-type]
+        signals = 0
+
+        def signal_handler(self, sig: int, frame: FrameType | None) -> None:
+            super().signal_handler(sig, frame)
+            self.signals += 1
+            if self.signals == 2:
+                self.process.terminate()
+            elif self.signals > 2:
+                self.process.kill()  # it is too busy to hear
+
     # The application is the target's own to find.
     config = uvicorn.Config("", reload=True, log_config=None)
-    ChangeReload(config, target=target, sockets=[listener]).run()
+    reloader = Reloader(config, target=target, sockets=[listener])
+    reloader.run()
+    return FORCED_STATUS if reloader.signals > 1 else 0
+
+
+def ignore_terminal() -> None:
+    """Leave Ctrl-C to the parent, in a reloading server's child process: the terminal sends it to both.
+
+    The parent passes on what it gets, so the child would otherwise take one Ctrl-C for two signals.
+    """
+    if os.name == "posix":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -27,10 +27,11 @@ from ..protocol import Ref
 from .commands import Commands
 from .group_commit import Outcome, Submission, ack_of
 from .handles import Client, Identity, RoomHandle
-from .hub import FAREWELL, Hub
+from .hub import Hub
 from .memberships import Memberships
 from .outbox import Frame, Outbox
-from .rates import Rates, connection_rates, spend
+from .rates import RatesOfUser, connection_rates, spend
+from .stopping import FAREWELL
 
 CLOSE_SECONDS = 10.0
 """How long a peer that does not read has to take the close frame before its socket is dropped."""
@@ -108,7 +109,7 @@ class Session:
         return self.identity.user_id
 
     @property
-    def user_rates(self) -> Rates:
+    def user_rates(self) -> RatesOfUser:
         """How fast its user may go."""
         return self.hub.user_rates.of(self.identity.user_id)
 
@@ -138,7 +139,8 @@ class Session:
                 if task is not writer or self._outbox.is_closed:
                     task.cancel()
             farewell = self.hub.spawn(self._farewell(left, writer), name=FAREWELL)
-            await asyncio.shield(farewell)
+            # Whatever becomes of it, the hub tells: a stop that cancels it is no failure of the connection's.
+            await asyncio.wait({farewell})
 
     async def _farewell(self, left: Sequence[RoomHandle], writer: asyncio.Task[None]) -> None:
         """End the socket, then tell the hooks. Runs as the hub's task: the server may cancel the session's own."""
@@ -213,7 +215,7 @@ class Session:
             # The server under us has closed it already.
             self.hub.metrics.closes.labels(str(protocol.CLOSE_TOO_BIG)).inc()
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with self.hub.stop.time_to_close(CLOSE_SECONDS):
                 if close is not None and not self._outbox.is_closed:
                     # What was accepted and answered before the close still goes out: acks of a stopping server.
                     await self._outbox.wait_empty()

@@ -7,6 +7,7 @@ another `append` or `settle` is running (the group commit sees to it).
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import NamedTuple
@@ -160,6 +161,9 @@ class Store(ABC):
 
             self._memory_directory = MemoryDirectory(self)
         return self._memory_directory
+
+    def use_logger(self, logger: logging.Logger) -> None:  # noqa: B027 - most stores log nothing
+        """Log to *logger* from now on; the `Dialogue` of this store calls it with its own. By default nothing is."""
 
     @property
     @abstractmethod

@@ -22,6 +22,7 @@ from ..events import CHANGES, Event
 from .archive import Archive
 from .base import Store, StreamState
 from .condition import Condition
+from .ending import end_tasks
 
 FIRST_RETRY_SECONDS = 0.1
 LONGEST_RETRY_SECONDS = 30.0
@@ -29,6 +30,8 @@ LONGEST_RETRY_SECONDS = 30.0
 
 _TURN_SECONDS = 0.02
 """After which time a batch that has to wait for another one of its room is looked at again."""
+
+_DURABLE_FLUSH_SECONDS = 1.0
 
 # Streams known to have work, while the log is scanned for more at start: the scan waits above this.
 _SCAN_AHEAD = 1000
@@ -202,12 +205,15 @@ class HandOver:
     Args:
         store: Where events wait and the place per stream is kept.
         archive: Who gets them.
-        limits: ``handover_*`` and ``stop_seconds``.
+        limits: ``handover_*``.
         event_type: The recorded type of a stream, by room id and event name; None for a stream that is no longer
             declared, which is left in the log as it is.
         random: For the jitter of retries.
         count: Told of every outcome: ``"handed"`` or ``"failed"``, and how many events.
         logger: Gets failures.
+
+    Attributes:
+        has_rings: Whether a flush has begun to hand over what is in the rings: `statistics` count it from then on.
     """
 
     def __init__(
@@ -242,6 +248,7 @@ class HandOver:
         self._in_flight: dict[_Stream, asyncio.Future[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._is_stopping = False
+        self.has_rings = False
 
     @property
     def pending_events(self) -> int:
@@ -256,12 +263,15 @@ class HandOver:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose(until=asyncio.get_running_loop().time())
+
+    async def aclose(self, *, until: float) -> None:
+        """Cancel what runs, and wait for its end until loop time *until*. May be called twice."""
         self._is_stopping = True
         self._cancel_retries()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        tasks, self._tasks = self._tasks, []
+        if await end_tasks(tasks, until=until):
+            self._log.error("on_cleanup does not let itself be cancelled; the stop goes on without it")
 
     def gate(self, room_id: str, event_name: str) -> Gate:
         """Return what keeps a stream's loads and cleanups apart; hold on to it while it is used."""
@@ -310,6 +320,10 @@ class HandOver:
             handed_through = _done_through(state)
             if self._event_type(room_id, event_name) is not None and state.last > handed_through:
                 self.evicted(room_id, event_name, state.last, handed_through=handed_through)
+        for stream in self._streams.values():
+            if stream.room_id == room_id and stream.retry is not None:
+                stream.retry.cancel()
+                self._again(stream)
         try:
             async with asyncio.timeout(seconds), self._progress:
                 await self._progress.wait_for(lambda: all(room != room_id for room, _ in self._streams))
@@ -346,16 +360,18 @@ class HandOver:
         self._waiting_events += after - before
         self._waiting_streams += (after > 0) - (before > 0)
 
-    async def flush(self, *, with_rings: bool) -> int:
-        """Hand over what waits, for at most ``limits.stop_seconds``, or a second where a log keeps it.
+    async def flush(self, *, until: float, with_rings: bool) -> int:
+        """Hand over what waits, until loop time *until*, or for a second where a log keeps it.
 
         Args:
+            until: When it gives up.
             with_rings: Also what is still in the rings: for a store that ends with the process.
 
         Returns:
             How many events could not be handed over.
         """
         if with_rings:
+            self.has_rings = True
             async for room_id, event_name, state in self._store.streams():
                 stream = self._streams.setdefault(
                     (room_id, event_name), _Stream(room_id, event_name, state.handed_through)
@@ -367,8 +383,9 @@ class HandOver:
             self._queue(stream)
         try:
             # A durable log keeps what waits: it goes on at the next start, and a stop need not wait for it.
-            seconds = self._limits.stop_seconds if with_rings else min(1.0, self._limits.stop_seconds)
-            async with asyncio.timeout(seconds), self._progress:
+            if not with_rings:
+                until = min(until, asyncio.get_running_loop().time() + _DURABLE_FLUSH_SECONDS)
+            async with asyncio.timeout_at(until), self._progress:
                 await self._progress.wait_for(lambda: not self._streams)
         except TimeoutError:
             pass
@@ -465,6 +482,7 @@ class HandOver:
             stream.failures,
             line.failures,
             exc_info=error if line.has_traceback else None,
+            extra={"room_id": stream.room_id, "event_name": stream.event_name},
         )
 
     def _retry_seconds(self, failures: int) -> float:

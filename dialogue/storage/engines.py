@@ -54,6 +54,16 @@ URL_OPTIONS = frozenset(
 _EXAMPLES = "Write sqlite:///chat.db or postgresql://user@host/database"
 
 
+SHOWN_OPTIONS = URL_OPTIONS - {"password"}
+"""What of a URL's options people are shown; what another database's may mean is not known."""
+
+
+def shown_url(url: URL) -> str:
+    """Return *url* for people: without passwords, wherever in it they are."""
+    query = {name: value for name, value in url.query.items() if name in SHOWN_OPTIONS}
+    return url.set(query=query).render_as_string(hide_password=True)
+
+
 def parse_url(given: str | URL) -> URL:
     """Return a store's URL with its async driver; a SQLite file's path becomes absolute. No I/O.
 
@@ -62,10 +72,17 @@ def parse_url(given: str | URL) -> URL:
     """
     try:
         url = make_url(given)
-    except ArgumentError as error:
-        # Not quoted: what does not parse may still have a password in it.
-        raise ConfigError("store", "the URL cannot be read", _EXAMPLES) from error
-    shown = url.render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        # Neither quoted nor chained: what does not parse may still have a password in it.
+        raise ConfigError("store", "the URL cannot be read", _EXAMPLES) from None
+    if "@" in (url.host or "") or (url.host and "@" in (url.database or "")):
+        # Parts of the password would be taken for the host, and shown.
+        raise ConfigError(
+            "store",
+            "the URL has an '@' behind the one that ends the password",
+            "Write what is special in a name or password in percent: '@' is %40, '/' is %2F, ':' is %3A",
+        )
+    shown = shown_url(url)
     if url.drivername not in DRIVERS:
         raise ConfigError(
             f"store {shown!r}",
@@ -179,6 +196,8 @@ def create_read_engine(url: URL) -> AsyncEngine:
         pool_size=READERS,
         max_overflow=0,
         pool_reset_on_return=None,
+        # What is logged of a failed statement must not be what people wrote.
+        hide_parameters=True,
     )
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -246,6 +265,7 @@ class ThreadWriter(SQLiteWriter):
             isolation_level="AUTOCOMMIT",
             skip_autocommit_rollback=True,
             poolclass=NullPool,
+            hide_parameters=True,
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dialogue-log")
         self._connection: Connection | None = None

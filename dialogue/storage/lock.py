@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 
@@ -28,8 +29,8 @@ class LogLock:
         self.path = resolved.with_name(resolved.name + ".lock")
         self._lock = FileLock(self.path, thread_local=False)
 
-    async def acquire(self, *, wait_seconds: float) -> None:
-        """Take the lock, waiting up to *wait_seconds* for its owner to end.
+    async def acquire(self, *, wait_seconds: float, logger: logging.Logger | None = None) -> None:
+        """Take the lock, waiting up to *wait_seconds* for its owner to end, and saying so to *logger*.
 
         Raises:
             LogLocked: Another owner still has it.
@@ -48,7 +49,7 @@ class LogLock:
                     raise LogLocked(str(self._log), wait_seconds) from None
                 if not is_told:
                     is_told = True
-                    tell_waiting(str(self._log), wait_seconds)
+                    tell_waiting(str(self._log), wait_seconds, logger or logging.getLogger("dialogue"))
             except OSError as error:
                 raise self._cannot_be_made(error.strerror) from error
             else:

@@ -25,8 +25,6 @@ from .writer import Writer, connect
 
 T = TypeVar("T")
 
-logger = logging.getLogger("dialogue")
-
 CONNECT_SECONDS = 5.0
 """How long connecting may take; a frozen server accepts connections and then says nothing."""
 
@@ -219,12 +217,20 @@ class PostgresWriter(Writer):
         name: The log, for people.
         schema: Where the tables are; None for the first schema of the connection's own search path.
         lock_wait_seconds: How long `open` waits for another owner.
+        logger: Told of what happens to the log's ownership.
     """
 
     def __init__(
-        self, engine: AsyncEngine, *, name: str, schema: str | None, lock_wait_seconds: float
+        self,
+        engine: AsyncEngine,
+        *,
+        name: str,
+        schema: str | None,
+        lock_wait_seconds: float,
+        logger: logging.Logger | None = None,
     ) -> None:
         super().__init__()
+        self._log = logger or logging.getLogger("dialogue")
         self._engine = engine
         self._name = name
         self._schema = schema
@@ -245,7 +251,7 @@ class PostgresWriter(Writer):
         await self._connect(self._lock_wait_seconds)
         assert self._session is not None
         if self._session.fsync == "off":
-            logger.warning("%s runs with fsync=off: a crash of its machine loses acked events", self._name)
+            self._log.warning("%s runs with fsync=off: a crash of its machine loses acked events", self._name)
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Return ``work(connection)``, called in a greenlet of this task.
@@ -291,7 +297,7 @@ class PostgresWriter(Writer):
             await _drop(connection)
             raise
         if self._is_taken:
-            logger.warning("this server has the log %s again", self._name)
+            self._log.warning("this server has the log %s again", self._name)
         self._is_taken = False
         self._connection = connection
         # One message and one answer, and still a statement by itself: taken together with the first read, the lock
@@ -345,7 +351,7 @@ class PostgresWriter(Writer):
                 holder = await connection.run_sync(_lock_holder, key)
                 if not self._is_taken:
                     self._is_taken = True
-                    logger.critical(
+                    self._log.critical(
                         "another server took the log %s (its session has the pid %s) while this one had lost its "
                         "connection: publishing is refused here. Stop one of the two",
                         self._name,
@@ -354,7 +360,7 @@ class PostgresWriter(Writer):
                 raise StoreUnavailable("another server has taken the log")
             if not is_told:
                 is_told = True
-                tell_waiting(self._name, wait_seconds)
+                tell_waiting(self._name, wait_seconds, self._log)
             await asyncio.sleep(POLL_SECONDS)
 
     def _begin(self, connection: Connection) -> None:
@@ -390,7 +396,7 @@ class PostgresWriter(Writer):
             await _drop(connection, polite_seconds=POLITE_SECONDS)
 
 
-def tell_waiting(name: str, wait_seconds: float) -> None:
+def tell_waiting(name: str, wait_seconds: float, logger: logging.Logger) -> None:
     """Say once that a start waits for another owner of the log."""
     logger.warning("another process is serving the log %s; waiting %g s for it to end", name, wait_seconds)
 
@@ -419,7 +425,10 @@ async def _drop(connection: AsyncConnection, *, polite_seconds: float = 0) -> No
             try:
                 await driver.close(timeout=polite_seconds)
             except Exception as error:
-                logger.debug("closing a connection to Postgres: %r", error)
+                # Nothing is lost by it: the server ends the session when it notices.
+                logging.getLogger("dialogue").debug(
+                    "closing a connection to Postgres: %s", type(error).__name__
+                )
         driver.terminate()
         await connection.invalidate()
     await connection.close()

@@ -11,6 +11,7 @@ from ..config import EventType, Limits, Retention
 from ..errors import StoreError
 from .base import Store, StoredStream
 from .cleanup import HandOver
+from .ending import end_tasks
 
 
 class RetentionSweep:
@@ -58,10 +59,13 @@ class RetentionSweep:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose(until=asyncio.get_running_loop().time())
+
+    async def aclose(self, *, until: float) -> None:
+        """End the sweep, waiting for it until loop time *until*. May be called twice."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end_tasks([task], until=until)
 
     async def _run(self) -> None:
         while True:

@@ -30,6 +30,7 @@ from .engines import (
     check_path,
     create_read_engine,
     parse_url,
+    shown_url,
 )
 from .lock import LogLock
 from .memory import milliseconds
@@ -37,11 +38,9 @@ from .postgres import READ_SECONDS, PostgresWriter, cut_after
 from .sql_directory import SQLDirectory
 from .statements import NAMES_PER_UNION, chunks
 from .tables import log, upsert
-from .writer import Writer, connect
+from .writer import Writer, connect, without_data
 
 T = TypeVar("T")
-
-logger = logging.getLogger("dialogue")
 
 _TAKE_MIGRATION_LOCK = "SELECT pg_advisory_xact_lock(hashtext('dialogue migration'))"
 
@@ -104,6 +103,7 @@ class SQLStore(Store):
         self._lock_wait_seconds = lock_wait_seconds
         self._auto_migrate = self._path is not None if auto_migrate is None else auto_migrate
         self._clock = clock
+        self._log = logging.getLogger("dialogue")
         self._lock: LogLock | None = None
         self._reader: AsyncEngine | None = None
         self._writer: Writer | None = None
@@ -120,12 +120,16 @@ class SQLStore(Store):
         """Rooms made while running, members and sessions, in the same database; see `Store.directory`."""
         return self._directory
 
+    def use_logger(self, logger: logging.Logger) -> None:
+        """Log to *logger* from now on; see `Store.use_logger`."""
+        self._log = logger
+
     @property
     def name(self) -> str:
         """The file or the URL without its password; for people."""
         if self._path is not None:
             return str(self._path)
-        shown = self._url.render_as_string(hide_password=True)
+        shown = shown_url(self._url)
         return shown if self._schema is None else f"{shown} (schema {self._schema})"
 
     @property
@@ -162,7 +166,7 @@ class SQLStore(Store):
         if self._path is not None:
             check_path(self._path)
             self._lock = LogLock(self._path)
-            await self._lock.acquire(wait_seconds=self._lock_wait_seconds)
+            await self._lock.acquire(wait_seconds=self._lock_wait_seconds, logger=self._log)
         # An asyncio lock belongs to the loop that first waited for it.
         self._write_turn = asyncio.Lock()
         engine = create_read_engine(self._url) if self._given_engine is None else self._given_engine
@@ -177,6 +181,7 @@ class SQLStore(Store):
                     name=self.name,
                     schema=self._schema,
                     lock_wait_seconds=self._lock_wait_seconds,
+                    logger=self._log,
                 )
                 await writer.open()
                 await self._check_schema(writer)
@@ -368,7 +373,7 @@ class SQLStore(Store):
                     raise
                 return await self._read_before(deadline, work)
         except (SQLAlchemyError, OSError) as error:
-            raise StoreUnavailable() from error
+            raise StoreUnavailable() from without_data(error)
 
     async def _read_before(self, deadline: float, work: Callable[[Connection], T]) -> T:
         reader = self._reader
@@ -397,7 +402,7 @@ class SQLStore(Store):
                 self._settle_above_id = NOTHING_ABOVE
                 return outcome.appended
             if before not in self._last_ids:
-                logger.critical(
+                self._log.critical(
                     "another server has written to the log %s (its last id is %d): publishing is refused here, "
                     "because this server has not seen those events. Stop one of the two, then restart this one",
                     self.name,

@@ -15,7 +15,7 @@ from ..errors import ConfigError, StartError, StoreUnavailable
 from ..events import Event
 from .archive import Archive
 from .archive_table import ArchiveTable, change_of, ddl, definition, event_fields, find
-from .engines import BUSY_SECONDS, check_engine, parse_url
+from .engines import BUSY_SECONDS, check_engine, parse_url, shown_url
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class SQLArchive(Archive):
     def name(self) -> str:
         """The table, and where it is; for people."""
         table = f"{self._schema}.{self._name}" if self._schema else self._name
-        place = self._url.database if self._is_sqlite else self._url.render_as_string(hide_password=True)
+        place = self._url.database if self._is_sqlite else shown_url(self._url)
         return f"{table!r} in {place}"
 
     async def open(self, *, epoch: str) -> None:

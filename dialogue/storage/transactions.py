@@ -38,6 +38,7 @@ from .statements import (
     user_events,
 )
 from .tables import events, log, streams
+from .writer import without_data
 
 T = TypeVar("T")
 
@@ -94,7 +95,7 @@ class Appender:
             return self._append(connection, drafts, firsts)
         except (DBAPIError, UnicodeEncodeError) as error:
             if is_refusal(error):
-                raise DraftRefused("the database refuses one of these events") from error
+                raise DraftRefused("the database refuses one of these events") from without_data(error)
             raise
 
     def _append(

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ..errors import OutcomeUnknown, StoreError, StoreUnavailable
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 async def connect(engine: AsyncEngine) -> AsyncConnection:
@@ -28,6 +29,13 @@ async def connect(engine: AsyncEngine) -> AsyncConnection:
         raise
     except Exception as error:
         raise ConnectionError(str(error)) from error
+
+
+def without_data(error: E) -> E:
+    """Return *error*, told to leave out what was written: an application's own engine may show it in its errors."""
+    if isinstance(error, StatementError):
+        error.hide_parameters = True
+    return error
 
 
 class Writer(ABC):
@@ -86,7 +94,7 @@ class Writer(ABC):
             return await self.run(lambda connection: self._transact(connection, work))
         except (SQLAlchemyError, OSError) as error:
             # Raised while connecting: nothing was begun.
-            raise StoreUnavailable() from error
+            raise StoreUnavailable() from without_data(error)
 
     def _transact(self, connection: Connection, work: Callable[[Connection], T]) -> T:
         try:
@@ -107,7 +115,7 @@ class Writer(ABC):
             ):
                 if isinstance(error, StoreError):
                     raise
-                raise StoreUnavailable() from error
+                raise StoreUnavailable() from without_data(error)
             raise
         try:
             is_committed = self._commit(connection)

@@ -208,4 +208,4 @@ async def connect(
             async with client:
                 yield client
         finally:
-            await link.wait_closed(seconds=hub.limits.stop_seconds)
+            await link.wait_closed(seconds=hub.limits.stop_timeout_seconds)

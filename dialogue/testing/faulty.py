@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 
 from ..errors import StoreError
@@ -50,6 +51,10 @@ class FaultyStore(Store):
         self._may_append.set()
         self.waiting_appends = 0
         self._directory = FaultyDirectory(self)
+
+    def use_logger(self, logger: logging.Logger) -> None:
+        """Pass it on to the inner store."""
+        self.inner.use_logger(logger)
 
     def hold(self) -> None:
         """Let appends wait, before they reach the inner store, until `release`."""

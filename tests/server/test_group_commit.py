@@ -177,7 +177,7 @@ async def test_a_failing_delivery_ends_nothing() -> None:
 
 async def test_a_stop_that_runs_out_of_time_answers_everyone() -> None:
     """Those in the append, those in the queue, and whoever asked for a key."""
-    async with committing(append_batch_events=1, stop_seconds=0.05) as (commit, store, teller):
+    async with committing(append_batch_events=1, stop_timeout_seconds=0.05) as (commit, store, teller):
         store.hold()
         commit.submit(draft(0), teller, 0)
         commit.submit(draft(1), teller, 1)

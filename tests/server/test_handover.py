@@ -12,6 +12,7 @@ import pytest
 
 from dialogue import ConfigError, Dialogue, DialogueClient, Event, Limits, MemoryStore, StoreUnavailable
 from dialogue.storage import cleanup
+from dialogue.storage.directory import Directory
 from dialogue.storage.sql import SQLStore
 from dialogue.testing import FaultyStore
 
@@ -251,7 +252,7 @@ async def test_a_graceful_stop_hands_over_rings_and_queue() -> None:
 
 async def test_what_cannot_be_flushed_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A stop does not wait for ever: what is lost is said in numbers."""
-    dialogue = Dialogue(rooms(), limits=Limits(stop_seconds=0.2))
+    dialogue = Dialogue(rooms(), limits=Limits(stop_timeout_seconds=0.2))
     table = Table(dialogue)
     table.failures = 1.0
     async with dialogue.lifespan():
@@ -268,7 +269,7 @@ async def test_what_cannot_be_flushed_is_counted_and_logged(caplog: pytest.LogCa
 async def test_over_a_log_the_place_survives_and_goes_on_without_a_room_waking(tmp_path: Path) -> None:
     """What waited when the process ended is handed over by the next one, from where it was; ring stays in the log."""
     url = f"sqlite:///{tmp_path / 'log.db'}"
-    first = Dialogue(rooms(), store=url, limits=Limits(stop_seconds=0.2))
+    first = Dialogue(rooms(), store=url, limits=Limits(stop_timeout_seconds=0.2))
     table = Table(first)
     async with first.lifespan():
         for n in range(10):
@@ -300,7 +301,15 @@ async def test_a_scan_that_fails_in_any_way_is_done_again(
     async with first.lifespan():
         for n in range(8):
             await first.trigger("general", message, n)
-    store = FaultyStore(SQLStore(url))
+
+    class FaultyLog(FaultyStore):
+        """Only reads of the log fail: without the rooms that were made there is no start."""
+
+        @property
+        def directory(self) -> Directory:
+            return self.inner.directory
+
+    store = FaultyLog(SQLStore(url))
     store.fail_read = RuntimeError("a bug")  # type: ignore[assignment]
     second = Dialogue(rooms(), store=store)
     table = Table(second)

@@ -97,7 +97,7 @@ async def under_load(store: SQLStore) -> AsyncIterator[Load]:
     """Yield a load on a server over *store*; at the end hold what was acked against what everyone saw."""
     limits = Limits(
         append_timeout_seconds=0.3,
-        stop_seconds=5,
+        stop_timeout_seconds=5,
         errors_per_minute=1_000_000,
         # The subscriber says nothing for as long as a run takes.
         ping_seconds=1000,
@@ -223,7 +223,7 @@ async def test_a_lost_commit_is_found_again_after_a_restart(own_cluster: Server,
     key = {"key": "once"}
     async with Proxy(own_cluster.url.port or 0) as proxy:
         store = SQLStore(make_url(cluster_url).set(port=proxy.port))
-        limits = Limits(append_timeout_seconds=0.3, stop_seconds=0.2)
+        limits = Limits(append_timeout_seconds=0.3, stop_timeout_seconds=0.2)
         async with serve(Dialogue(rooms(), store=store, limits=limits)) as address, wire(address) as client:
             await client.ask("join", room="general")
             assert (await client.trigger("general", "message", "first"))["seq"] == 1

@@ -124,7 +124,7 @@ async def test_a_refused_append_is_told_and_service_returns(store: FaultyStore) 
 
 async def test_who_comes_during_a_hanging_append_is_answered_too(store: FaultyStore) -> None:
     """Everyone of the group has been answered already; a later publisher waits no longer than they did."""
-    limits = Limits(append_timeout_seconds=0.2, stop_seconds=0.1)
+    limits = Limits(append_timeout_seconds=0.2, stop_timeout_seconds=0.1)
     async with serve(Dialogue(rooms(), store=store, limits=limits)) as address, wire(address) as client:
         await client.ask("join", room="general")
         store.hold()

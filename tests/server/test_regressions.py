@@ -129,7 +129,7 @@ async def test_evictions_do_not_hurry_a_failing_hook(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cleanup, "FIRST_RETRY_SECONDS", 1000.0)
     monkeypatch.setattr(cleanup, "LONGEST_RETRY_SECONDS", 1000.0)
     calls = 0
-    dialogue = Dialogue(rooms(), limits=Limits(stop_seconds=0.1))
+    dialogue = Dialogue(rooms(), limits=Limits(stop_timeout_seconds=0.1))
 
     @dialogue.on_cleanup
     async def broken(events: list[Event[Any]]) -> None:
@@ -146,7 +146,7 @@ async def test_evictions_do_not_hurry_a_failing_hook(monkeypatch: pytest.MonkeyP
 async def test_a_stop_that_runs_out_of_time_answers_everyone() -> None:
     """Nobody waits for an append that a stop has given up on."""
     store = FaultyStore(MemoryStore())
-    dialogue = Dialogue(rooms(), store=store, limits=Limits(stop_seconds=0.1))
+    dialogue = Dialogue(rooms(), store=store, limits=Limits(stop_timeout_seconds=0.1))
     async with dialogue.lifespan():
         store.hold()
         waiting = [asyncio.create_task(dialogue.trigger("general", message, n)) for n in range(3)]

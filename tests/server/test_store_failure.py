@@ -146,7 +146,7 @@ async def test_a_full_queue_is_refused_meanwhile(store: FaultyStore) -> None:
 
 async def test_a_stop_ends_the_wait(store: FaultyStore) -> None:
     """The server stops although the store never comes back; whoever waits is told."""
-    dialogue = waiting(store, limits=Limits(append_timeout_seconds=600, stop_seconds=0.2))
+    dialogue = waiting(store, limits=Limits(append_timeout_seconds=600, stop_timeout_seconds=0.2))
     async with dialogue.lifespan():
         store.fail_append = StoreUnavailable("down")
         publishing = asyncio.create_task(dialogue.trigger("general", "message", "x"))
