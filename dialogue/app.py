@@ -625,7 +625,10 @@ class Dialogue(HookDecorators):
 
     @property
     def router(self) -> APIRouter:
-        """The FastAPI router: ``/ws`` and ``/dialogue.js``. Include it once; its lifespan comes along."""
+        """The FastAPI router: ``/ws``, the routes below ``/rooms``, and ``/dialogue.js``.
+
+        Include it once; its lifespan comes along.
+        """
         if self._router is None:
             from .server.router import make_router
 

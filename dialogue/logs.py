@@ -16,6 +16,7 @@ FIELDS: dict[str, str] = {
     "event_name": "The event's name.",
     "user_id": "The user: of a publish its sender, of a connection whom it belongs to.",
     "client_id": "The connection, by the server's name for it.",
+    "hook": "The hook that failed.",
     "event_count": "How many events it is about, where it is about several.",
 }
 """What Dialogue's records may carry beside their message."""

@@ -34,7 +34,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         BASE
         | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.app"}
         | {"dialogue.logs"},
-        {"fastapi", "msgspec", "starlette", "prometheus_client", "uvicorn"},
+        {"fastapi", "msgspec", "prometheus_client", "pydantic", "starlette", "uvicorn"},
     ),
     "testing": (
         BASE

@@ -258,9 +258,9 @@ async def test_what_cannot_be_checked_is_told() -> None:
             await checker.run(0.1)
     async with serve(application(MemoryStore())) as address:
         with pytest.raises(Refused, match="ROOM_NOT_FOUND"):
-            await Checker(f"ws://{address}/ws", "nowhere").run(0.1)
+            await Checker(f"ws://{address}/ws", "nowhere").run(20)
         with pytest.raises(Refused, match="EVENT_NOT_ALLOWED"):
-            await Checker(f"ws://{address}/ws", "general", event="other").run(0.1)
+            await Checker(f"ws://{address}/ws", "general", event="other").run(20)
 
 
 async def program(address: str, *arguments: str) -> tuple[int | None, str]:

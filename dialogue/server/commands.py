@@ -88,17 +88,17 @@ class Commands:
                 session.refuse(command.ref, error)
                 session.close(protocol.CLOSE_UNAUTHENTICATED, "not authenticated")
                 return
-        is_first = not session.is_connected
-        if not is_first and identity.user_id != session.identity.user_id:
-            raise PermissionDenied("another user needs another connection")
-        if session.is_closing:
-            return
-        try:
-            session.identify(identity)
-        except RateLimited as error:
-            session.refuse(command.ref, error)
-            session.close(protocol.CLOSE_TOO_MANY_ERRORS, "too many connections of this user")
-            return
+            is_first = not session.is_connected
+            if not is_first and identity.user_id != session.identity.user_id:
+                raise PermissionDenied("another user needs another connection")
+            if session.is_closing:
+                return
+            try:
+                session.identify(identity)
+            except RateLimited as error:
+                session.refuse(command.ref, error)
+                session.close(protocol.CLOSE_TOO_MANY_ERRORS, "too many connections of this user")
+                return
         message: dict[str, Any] = {"type": "connected"}
         if command.ref is not None:
             message["ref"] = command.ref

@@ -42,6 +42,7 @@ from .group_commit import GroupCommit, Outcome, Waiter
 from .handles import Context, RoomHandle
 from .health import show_progress
 from .hooks import HookRegistry
+from .in_flight import InFlight
 from .metrics import Metrics
 from .notifier import Notifier
 from .outbox import Frame
@@ -85,6 +86,7 @@ class Hub:
         self.log = logger
         self.context = Context(self, dialogue)
         self.connections = Connections(limits=limits, metrics=metrics)
+        self.in_flight = InFlight(limits)
         self.access = Access(hooks, limits=limits, context=self.context)
         self.registry = RoomRegistry(self, room_types)
         self.presence = Presence(self)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, FastAPI, Response, WebSocket
 from fastapi.responses import FileResponse, JSONResponse
 
+from .http import make_http_router
 from .metrics import CONTENT_TYPE
 from .websocket import serve_websocket
 
@@ -23,7 +24,7 @@ STATIC = Path(__file__).parent.parent / "static"
 
 
 def make_router(dialogue: Dialogue) -> APIRouter:
-    """Return the router of *dialogue*: the socket and the browser client, and the lifespan."""
+    """Return the router of *dialogue*: the socket, the same over HTTP, the browser client, and the lifespan."""
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
@@ -48,6 +49,7 @@ def make_router(dialogue: Dialogue) -> APIRouter:
     async def client() -> FileResponse:
         return FileResponse(STATIC / "dialogue.js", media_type="text/javascript", headers=_MODULE_HEADERS)
 
+    router.include_router(make_http_router(dialogue))
     return router
 
 

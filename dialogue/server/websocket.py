@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.responses import Response
@@ -14,6 +16,12 @@ from .handles import Identity
 from .hub import Hub
 from .outbox import Frame
 from .session import Session
+
+_GONE_SECONDS = 1.0
+"""How long a refused connection has to go."""
+
+_DISCONNECTS = 2
+"""How often uvicorn tells of the end of a refused connection: when it was refused, and when it has gone."""
 
 _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
@@ -110,6 +118,13 @@ async def _refuse(websocket: WebSocket, hub: Hub, reason: str) -> None:
     hub.metrics.refused.labels(reason).inc()
     if "websocket.http.response" in websocket.scope.get("extensions", {}):
         await websocket.send_denial_response(Response(status_code=503, headers={"Retry-After": "1"}))
+        # uvicorn logs an error for an endpoint that returns before the refused connection is gone: a flood of
+        # connections would be one of the log.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GONE_SECONDS):
+                for _ in range(_DISCONNECTS):
+                    while (await websocket._receive())["type"] != "websocket.disconnect":
+                        pass
     else:
         await websocket.close(code=1013)
 

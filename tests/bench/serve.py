@@ -17,8 +17,9 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from dialogue import Dialogue, History, RoomConfig, SQLStore, define_event
+from dialogue import Dialogue, History, Limits, RoomConfig, SQLStore, define_event
 from dialogue.server.run import listen, serve
+from tests.rates import UNRATED
 
 from .peers import bare_sqlite, sqlalchemy_async
 from .peers.common import Message
@@ -31,6 +32,7 @@ def make_dialogue(store: str) -> Dialogue:
     return Dialogue(
         {"bench:{number}": RoomConfig(events=[message])},
         store=SQLStore(store, auto_migrate=True) if store else None,
+        limits=Limits(**UNRATED, connections_per_user=10**6),
     )
 
 

@@ -20,6 +20,7 @@ from dialogue import Limits, errors, protocol
 from dialogue.cli import cli
 from dialogue.config import Hooks
 from dialogue.server.hooks import PARAMETERS, SINGLE
+from dialogue.server.http_answers import STATUSES
 from dialogue.server.metrics import Metrics
 from dialogue.storage import tables
 
@@ -144,6 +145,13 @@ def test_the_errors_page_has_every_code() -> None:
     tree = re.search(r"::\n\n(.*?)\n\n\S", inspect.cleandoc(errors.__doc__ or ""), re.DOTALL)
     assert tree is not None
     assert inspect.cleandoc(tree[1]).strip() in drawn
+
+
+def test_the_errors_page_has_the_status_of_every_code() -> None:
+    """The table for HTTP is what is answered."""
+    rows = reference("errors").rows("Status")
+    documented = {(found, int(row[0])) for row in rows if ":" not in row[1] for found in quoted(row[1])}
+    assert documented == set(STATUSES.items())
 
 
 def test_the_hooks_page_has_every_hook_with_its_parameters() -> None:

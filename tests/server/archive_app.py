@@ -7,6 +7,7 @@ import sys
 import uvicorn
 
 from dialogue import Dialogue, History, Limits, RoomConfig, SQLArchive, define_event
+from tests.rates import UNRATED
 
 message = define_event("message", history=History(limit=20))
 
@@ -17,7 +18,7 @@ def make(database: str) -> Dialogue:
         {"general": RoomConfig(events=[message]), "other": RoomConfig(events=[message])},
         store=f"sqlite:///{database}",
         archive=SQLArchive(f"sqlite:///{database}", create=True),
-        limits=Limits(handover_batch_events=30),
+        limits=Limits(handover_batch_events=30, **UNRATED),
     )
 
 

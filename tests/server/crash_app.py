@@ -11,7 +11,8 @@ from typing import Any
 
 import uvicorn
 
-from dialogue import Dialogue, Event, History, RoomConfig, SQLStore, define_event
+from dialogue import Dialogue, Event, History, Limits, RoomConfig, SQLStore, define_event
+from tests.rates import UNRATED
 
 RING = 20
 message = define_event("message", history=History(limit=RING))
@@ -45,6 +46,7 @@ def main() -> None:
     dialogue = Dialogue(
         {"general": RoomConfig(events=[message])},
         store=SQLStore(url, auto_migrate=True, lock_wait_seconds=30),
+        limits=Limits(**UNRATED),
     )
     for file in archive:
         keep_in(dialogue, file, random.Random(int(seed)))

@@ -36,12 +36,12 @@ def rooms(**overrides: Any) -> dict[str, RoomConfig]:
 
 
 @asynccontextmanager
-async def serve(app: Any, *, sock: socket.socket | None = None) -> AsyncIterator[str]:
-    """Serve a Dialogue (or any ASGI app) and yield its address, ``127.0.0.1:PORT``."""
+async def serve(app: Any, *, sock: socket.socket | None = None, **settings: Any) -> AsyncIterator[str]:
+    """Serve a Dialogue (or any ASGI app) and yield its address, ``127.0.0.1:PORT``; *settings* are uvicorn's."""
     s = sock or _socket()
     asgi = app.app if isinstance(app, Dialogue) else app
     config = uvicorn.Config(
-        asgi, host="127.0.0.1", port=0, ws=WS_PROTOCOL, log_config=None, ws_ping_interval=None
+        asgi, host="127.0.0.1", port=0, ws=WS_PROTOCOL, log_config=None, ws_ping_interval=None, **settings
     )
     server = uvicorn.Server(config)
     # Signal handlers belong to the test runner.

@@ -415,6 +415,10 @@ async def test_a_hook_that_hangs_holds_up_its_stream_alone(tmp_path: Path) -> No
             await dialogue.trigger("general", message, n)
             await dialogue.trigger("other", message, n)
         await eventually(lambda: hanging.done == [("other", n) for n in range(15)])
+        # Not only returned: the log has been told of it.
+        await eventually(
+            lambda: (progress(dialogue).waiting_streams, progress(dialogue).calls_in_flight) == (1, 1)
+        )
         await eventually(lambda: progress(dialogue).longest_call_seconds > 0.05)
         code, health = await get_health(address)
         assert (code, health["status"]) == (200, "degraded")

@@ -26,6 +26,7 @@ from dialogue import (
 from dialogue.storage import cleanup
 from dialogue.storage.base import Store
 from dialogue.storage.sql import SQLStore
+from tests.rates import UNRATED
 
 from .harness import eventually, serve, wire
 
@@ -229,7 +230,7 @@ async def test_c8_readers_beside_it_get_a_run_without_holes(store: Store, clock:
     dialogue = make(
         store,
         Retention(max_events=20),
-        limits=Limits(retention_seconds=0.001, retention_batch_events=3, page_events=7),
+        limits=Limits(retention_seconds=0.001, retention_batch_events=3, page_events=7, **UNRATED),
     )
     async with serve(dialogue) as address, wire(address) as client:
         await client.ask("join", room="general")

@@ -1,0 +1,99 @@
+"""The answers over HTTP as models: OpenAPI shows them; what is sent is encoded elsewhere, and not checked again."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class RoomEntry(BaseModel):
+    """A room, as clients are told of it."""
+
+    id: str
+    name: str
+    description: str
+    size: int = Field(description="connections in it")
+    max_size: int | None
+    created_by_id: str | None
+
+
+class RoomsAnswer(BaseModel):
+    """The rooms that the user may see."""
+
+    rooms: list[RoomEntry]
+
+
+class RoomEvent(BaseModel):
+    """An event of a page."""
+
+    type: Literal["event"]
+    room: str
+    event: str
+    id: int | None
+    seq: int | None
+    sender: str = Field(alias="from")
+    timestamp: int = Field(description="milliseconds since the epoch")
+    data: Any
+    meta: dict[str, Any] = Field({}, description="missing where there is none")
+    kind: str = Field("event", description="missing where it is `event`")
+    key: str = Field("", description="in one's own events that were published under one")
+    edited: bool = False
+    deleted: bool = False
+
+
+class HistoryGap(BaseModel):
+    """A part that could not be read."""
+
+    from_seq: int
+    through_seq: int
+    reason: Literal["retention", "tier_unavailable", "no_seq"]
+
+
+class HistoryAnswer(BaseModel):
+    """A page, oldest event first."""
+
+    room: str
+    event: str | None
+    epoch: str
+    events: list[RoomEvent]
+    has_more: bool
+    next: str | None = Field(description="give it as `cursor` for the following page in the same direction")
+    previous: str = Field("", description="the other direction; missing where there is none")
+    gap: HistoryGap | None = Field(None, description="missing where there is none")
+
+
+class PublishedAnswer(BaseModel):
+    """What was recorded."""
+
+    room: str
+    seq: int | None = Field(description="null for an ephemeral event")
+    id: int | None = Field(description="null for an ephemeral event")
+    timestamp: int
+    duplicate: bool = Field(False, description="true if the key was known, else missing")
+
+
+class PublishBody(BaseModel):
+    """An event to publish."""
+
+    event: str
+    data: Any = None
+    meta: dict[str, Any] | None = None
+    key: str | None = Field(None, description="idempotency key, scoped to room and user")
+
+
+class PresenceAnswer(BaseModel):
+    """Who is in a room."""
+
+    room: str
+    users: list[str]
+    count: int = Field(description="how many users there are, also those that are not named")
+
+
+class ErrorAnswer(BaseModel):
+    """Why a request was refused."""
+
+    code: str
+    message: str
+    details: list[Any] | None = Field(None, description="of VALIDATION_FAILED; else missing")
+    retry_after_seconds: float | None = Field(None, description="missing where the server does not know")
