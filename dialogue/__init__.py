@@ -40,6 +40,7 @@ from .errors import (
 from .events import Ack, Event
 from .folding import Folded, fold
 from .server.handles import Client, Context, Identity, RoomHandle
+from .server.session_records import SessionInfo
 from .storage.archive import Archive
 from .storage.base import Store
 from .storage.memory import MemoryStore
@@ -107,6 +108,7 @@ __all__ = [
     "SQLArchive",
     "SQLStore",
     "SchemaMismatch",
+    "SessionInfo",
     "StartError",
     "Store",
     "StoreUnavailable",
