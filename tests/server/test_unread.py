@@ -371,6 +371,46 @@ async def test_a_guard_that_denies_reading_hides_counts() -> None:
         assert "general" in await unread(client), "new credentials are asked for anew"
 
 
+async def test_guards_are_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have said is remembered for so long and no longer."""
+    monkeypatch.setattr("dialogue.server.unread_pushes.REMEMBERED_SECONDS", 0.2)
+    dialogue = chat()
+    is_denied = False
+
+    @dialogue.before_join
+    def guard() -> bool:
+        return not is_denied
+
+    async with serve(dialogue) as address, wire(address) as client:
+        await dialogue.add_member("general", "alice")
+        assert await unread(client) == {"general": 0}
+        is_denied = True
+        async with asyncio.timeout(20):
+            while await unread(client):
+                await asyncio.sleep(0.01)
+
+
+async def test_a_connection_that_leaves_while_its_counts_are_asked_for() -> None:
+    """Nothing is left behind of it: neither an answer nor an entry."""
+    dialogue = chat()
+    asked = asyncio.Event()
+
+    @dialogue.before_join("general")
+    async def slow() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with serve(dialogue) as address:
+        await dialogue.add_member("general", "alice")
+        async with wire(address) as client:
+            await unread(client, rooms=[])
+            for _ in range(20):
+                await client.send("unread")
+            await dialogue.trigger("general", message, 1)
+            await asked.wait()
+        await eventually(lambda: not dialogue.hub().inbox._online)
+
+
 async def test_a_guard_that_fails_leaves_the_room_out(caplog: pytest.LogCaptureFixture) -> None:
     """Silently for the client; the log has the reason."""
     dialogue = chat()
@@ -640,7 +680,9 @@ async def test_joins_bring_so_many_rooms_into_an_inbox(monkeypatch: pytest.Monke
         await unread(client)
         await joined(client, *(f"topic:{n}" for n in range(5)))
         assert len(await unread(client)) == 3
-        assert "dialogue_members_dropped_total 2.0" in dialogue.metrics.render().decode()
+        with pytest.raises(Refused, match="RATE_LIMITED"):
+            await client.ask("mark_read", room="topic:4", seq=0)
+        assert "dialogue_members_dropped_total 3.0" in dialogue.metrics.render().decode()
 
 
 async def test_what_was_joined_is_written_at_the_stop(tmp_path: Path) -> None:
