@@ -505,27 +505,72 @@ async def test_removed_while_the_join_is_being_written() -> None:
         assert await unread(client) == {"general": 0}
 
 
+async def test_joined_again_while_the_removal_is_being_written() -> None:
+    """The join comes after the removal, whichever the store would be quicker with."""
+    store = SlowMembers(MemoryStore())
+    dialogue = chat(store)
+    async with serve(dialogue) as address, wire(address) as client:
+        await joined(client, "general")
+        assert await dialogue.room("general").members() == ["alice"]
+        store.may_remove.clear()
+        removal = asyncio.create_task(dialogue.remove_from_room("alice", "general"))
+        await store.removing.wait()
+        await joined(client, "general")
+        assert await unread(client) == {"general": 0}
+        store.may_remove.set()
+        await removal
+        assert await dialogue.room("general").members() == ["alice"]
+
+
+async def test_a_removal_that_the_store_does_not_take_is_told() -> None:
+    """Everything else is done: the connection is out of the room, and its user is told of no more counts."""
+    store = FaultyStore(MemoryStore())
+    dialogue = chat(store)
+    left = asyncio.Event()
+    dialogue.on_left(lambda: left.set())
+    async with serve(dialogue) as address, wire(address) as client:
+        await joined(client, "general")
+        assert await unread(client) == {"general": 0}
+        store.fail_directory = StoreUnavailable("down")
+        with pytest.raises(StoreUnavailable):
+            await dialogue.remove_from_room("alice", "general")
+        assert not dialogue.is_in_room("alice", "general")
+        assert await unread(client) == {}
+        await left.wait()
+        store.fail_directory = None
+        await dialogue.remove_from_room("alice", "general")
+        assert await dialogue.room("general").members() == []
+
+
 class SlowMembers(FaultyStore):
-    """A store whose `add_member` waits."""
+    """A store whose `add_member` and `remove_member` wait."""
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner)
         self.may_add, self.adding = asyncio.Event(), asyncio.Event()
+        self.may_remove, self.removing = asyncio.Event(), asyncio.Event()
         self.may_add.set()
+        self.may_remove.set()
         self.marker_reads: list[str] = []
         directory = self.directory
-        add_member, markers = directory.add_member, directory.markers
+        add_member, remove_member, markers = directory.add_member, directory.remove_member, directory.markers
 
         async def slow(*arguments: Any, **options: Any) -> Any:
             self.adding.set()
             await self.may_add.wait()
             return await add_member(*arguments, **options)
 
+        async def slow_removal(room_id: str, user_id: str) -> bool:
+            self.removing.set()
+            await self.may_remove.wait()
+            return await remove_member(room_id, user_id)
+
         async def noted(user_id: str, room_ids: Any = None) -> Any:
             self.marker_reads.append(user_id)
             return await markers(user_id, room_ids)
 
         directory.add_member = slow  # type: ignore[method-assign]
+        directory.remove_member = slow_removal  # type: ignore[method-assign]
         directory.markers = noted  # type: ignore[method-assign]
 
 
