@@ -41,6 +41,7 @@ from .events import Ack, Event
 from .folding import Folded, fold
 from .limits import Limits, RoomLimits
 from .server.handles import Client, Context, Identity, RoomHandle
+from .server.session_records import SessionInfo
 from .storage.archive import Archive
 from .storage.base import Store
 from .storage.memory import MemoryStore
@@ -110,6 +111,7 @@ __all__ = [
     "SQLArchive",
     "SQLStore",
     "SchemaMismatch",
+    "SessionInfo",
     "StartError",
     "Store",
     "StoreUnavailable",

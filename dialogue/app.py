@@ -22,6 +22,7 @@ from .server.health import report
 from .server.hooks import HookRegistry
 from .server.hub import Hub
 from .server.metrics import Metrics
+from .server.session_records import SessionInfo
 from .storage.archive import Archive
 from .storage.base import Store
 
@@ -620,6 +621,65 @@ class Dialogue(HookDecorators):
             StoreUnavailable: The inbox could not be written; everything else is done.
         """
         await self.hub().remove_from_room(user_id, room_id, reason=reason)
+
+    # -- the inbox -----------------------------------------------------------------------------------------------
+
+    async def add_member(self, room_id: str, user_id: str) -> None:
+        """Put a room into a user's inbox, as the first join of it does: from now on its events are unread.
+
+        Whether the user may read the room is still for ``before_join`` to say. Does nothing for a member.
+
+        Raises:
+            RoomNotFound: There is no such room.
+            ValidationFailed: It is no user's id.
+            StoreUnavailable: It is not known to be there.
+        """
+        await self.hub().inbox.add_member(room_id, user_id)
+
+    async def unread(self, user_id: str, rooms: Collection[str] | None = None) -> dict[str, int]:
+        """Return how many events are unread in the rooms of a user's inbox, in the order of their ids; asks no guard.
+
+        Args:
+            rooms: Only in these; None for all. Rooms that are not in the inbox are left out.
+
+        Raises:
+            StoreUnavailable: The store cannot be read.
+            LifespanNotRunning: The server side is not running.
+        """
+        return await self.hub().inbox.unread(user_id, rooms)
+
+    async def mark_read(self, user_id: str, room_id: str, seq: int) -> int:
+        """Mark a room as read through *seq* for a user; asks no guard. The user's connections are told.
+
+        Args:
+            seq: Inclusive; beyond the newest event it means that one. A marker never moves backwards.
+
+        Returns:
+            How many events are unread then.
+
+        Raises:
+            RoomNotFound: There is no such room.
+            NotJoined: It is not in the user's inbox.
+            InvalidRequest: *seq* is no seq.
+            StoreUnavailable: It is not known to be marked.
+            LifespanNotRunning: The server side is not running.
+        """
+        return await self.hub().inbox.mark_read(user_id, room_id, seq)
+
+    async def sessions(self, user_id: str | None = None, *, limit: int = 100) -> list[SessionInfo]:
+        """Return the connections that are open, and those that were, the last seen first.
+
+        They outlive a restart, as long as the store does, and are kept for ``limits.session_retention_seconds``.
+
+        Args:
+            user_id: Only of this user; None for all.
+            limit: Most sessions to return; at least 1.
+
+        Raises:
+            StoreUnavailable: The store cannot be read.
+            LifespanNotRunning: The server side is not running.
+        """
+        return await self.hub().session_records.sessions(user_id, limit=limit)
 
     # -- serving -------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,16 @@ class Limits(BaseModel):
         0.2, gt=0, description="time over which a room's presence changes are gathered"
     )
     presence_users: int = Field(1000, ge=1, description="most users named in one presence message")
+    unread_seconds: float = Field(
+        0.5, gt=0, description="time over which changes of unread counts are gathered"
+    )
+    unread_rooms: int = Field(1000, ge=1, description="most rooms in one unread message")
+    sessions_seconds: float = Field(
+        5.0, gt=0, description="time over which changes of sessions are gathered before they are kept"
+    )
+    session_retention_seconds: float = Field(
+        2_592_000.0, gt=0, description="how long a session that has ended is kept"
+    )
     rooms_per_client: int = Field(1000, ge=1, description="most rooms that one connection may be in")
     reads_in_flight: int = Field(8, ge=1, description="most history reads of one connection at a time")
     errors_per_minute: int = Field(

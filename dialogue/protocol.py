@@ -122,6 +122,15 @@ class Presence(Command, tag="presence"):
     room: str
 
 
+class MarkRead(Command, tag="mark_read"):
+    room: str
+    seq: int
+
+
+class Unread(Command, tag="unread"):
+    rooms: list[str] | None = None
+
+
 class Pong(Command, tag="pong"):
     pass
 
@@ -140,6 +149,8 @@ AnyCommand = (
     | CreateRoom
     | DeleteRoom
     | Presence
+    | MarkRead
+    | Unread
     | Pong
 )
 

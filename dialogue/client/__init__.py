@@ -15,9 +15,10 @@ from dialogue.events import Ack
 
 from .client import Auth, DialogueClient
 from .effects import State, Timing
-from .pages import Gap, Page, RoomInfo
+from .pages import Gap, Page, Presence, PresenceChange, RoomInfo
 from .room import Room
 from .timeline import Timeline
+from .typing import Typing
 
 __all__ = [
     "Ack",
@@ -26,9 +27,12 @@ __all__ = [
     "DialogueClient",
     "Gap",
     "Page",
+    "Presence",
+    "PresenceChange",
     "Room",
     "RoomInfo",
     "State",
     "Timeline",
     "Timing",
+    "Typing",
 ]

@@ -15,6 +15,7 @@ from dialogue.errors import ConnectionLost, DialogueError
 
 from .connection import Auth, Connections
 from .effects import (
+    Announced,
     Deliver,
     DeliverMessage,
     DropConnection,
@@ -24,6 +25,7 @@ from .effects import (
     Joined,
     Left,
     OpenConnection,
+    PresenceChanged,
     Reset,
     Resolved,
     Send,
@@ -31,9 +33,10 @@ from .effects import (
     StateChanged,
     Timing,
     Trouble,
+    UnreadChanged,
 )
 from .handlers import Calls, Dispatcher, Handler, Handlers, Unsubscribe, logger
-from .pages import RoomInfo
+from .pages import PresenceChange, RoomInfo
 from .room import Room
 from .session import Session
 from .socket import OpenSocket, Socket, web_socket_opener
@@ -110,7 +113,7 @@ class DialogueClient:
     ) -> None:
         self.url = url
         self.dropped_count = 0
-        """Ephemeral events and messages dropped because no handler took them; see above."""
+        """Ephemeral events, messages and announcements dropped because no handler took them; see above."""
         self._connect_timeout_seconds = connect_timeout_seconds
         options: dict[str, Any] = {
             "compression": None,
@@ -194,6 +197,8 @@ class DialogueClient:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for room in self._rooms.values():
+            room._close_typings()
         current = asyncio.current_task()
         tasks = [task for task in (self._run_task, self._dispatch_task, *self._tasks) if task is not None]
         others = [task for task in tasks if task is not current]
@@ -274,6 +279,28 @@ class DialogueClient:
         """Call *fn* with each new `state`."""
         return self._notices.add("state", fn)
 
+    def on_room_created(self, fn: Callable[[RoomInfo], Any]) -> Unsubscribe:
+        """Call *fn* with each room that is made and that this client may see.
+
+        Announcements are not repeated: after a lost connection, or when handlers are too slow, `rooms` tells.
+        """
+        return self._notices.add("room_created", fn)
+
+    def on_room_updated(self, fn: Callable[[RoomInfo], Any]) -> Unsubscribe:
+        """Call *fn* with each room whose name, description or size limit is changed; see `on_room_created`."""
+        return self._notices.add("room_updated", fn)
+
+    def on_room_deleted(self, fn: Callable[[str], Any]) -> Unsubscribe:
+        """Call *fn* with the id of each room that is deleted; see `on_room_created`."""
+        return self._notices.add("room_deleted", fn)
+
+    def on_unread(self, fn: Callable[[dict[str, int]], Any]) -> Unsubscribe:
+        """Call *fn* with the unread counts that have changed, by room, also of rooms that are not joined.
+
+        It is not repeated: after a lost connection, or when handlers are too slow, `unread` tells.
+        """
+        return self._notices.add("unread", fn)
+
     # ---- rooms
 
     def room(self, room_id: str) -> Room:
@@ -327,17 +354,56 @@ class DialogueClient:
             CommandError, ConnectionLost: See `join`.
         """
         answer = await self._request(lambda session: session.read({"type": "rooms"}))
-        return [
-            RoomInfo(
-                id=room["id"],
-                name=room.get("name") or "",
-                description=room.get("description") or "",
-                size=room.get("size") or 0,
-                max_size=room.get("max_size"),
-                created_by_id=room.get("created_by_id"),
-            )
-            for room in answer["rooms"]
-        ]
+        return [RoomInfo.from_wire(record) for record in answer["rooms"]]
+
+    async def create_room(
+        self, room_id: str, name: str, *, description: str = "", max_size: int | None = None
+    ) -> None:
+        """Make a room, which this client's user may delete again; it is not joined by that.
+
+        Args:
+            room_id: Its id.
+            name: For people; not empty.
+            description: For people.
+            max_size: Most connections at once; None for what the server's declaration says.
+
+        Raises:
+            PermissionDenied: The server lets clients make no such room.
+            RoomExists: There is one already. After a lost connection that may be this call's own work: `rooms` tells
+                who has made it.
+            CommandError, ConnectionLost: See `join`.
+        """
+        command: dict[str, Any] = {"type": "create_room", "room": room_id, "name": name}
+        if description:
+            command["description"] = description
+        if max_size is not None:
+            command["max_size"] = max_size
+        await self._request(lambda session: session.change(command))
+
+    async def delete_room(self, room_id: str) -> None:
+        """Delete a room that this client's user has made, with its history.
+
+        Raises:
+            RoomNotFound: There is no such room.
+            PermissionDenied: It is declared, or someone else has made it.
+            CommandError, ConnectionLost: See `join`.
+        """
+        await self._request(lambda session: session.change({"type": "delete_room", "room": room_id}))
+
+    async def unread(self, rooms: Iterable[str] | None = None) -> dict[str, int]:
+        """Return how many events this client's user has not read, by room.
+
+        Args:
+            rooms: The rooms to count; None for all in which the user is a member, joined or not.
+
+        Raises:
+            CommandError, ConnectionLost: See `join`.
+        """
+        command: dict[str, Any] = {"type": "unread"}
+        if rooms is not None:
+            command["rooms"] = [rooms] if isinstance(rooms, str) else list(rooms)
+        answer = await self._request(lambda session: session.read(command))
+        return dict(answer["unread"])
 
     # ---- requests
 
@@ -406,6 +472,14 @@ class DialogueClient:
                     future.set_exception(error)
             case DeliverMessage(event_name, data):
                 self._put_event(partial(self._calls_for_message, event_name, data), is_recorded=False)
+            case PresenceChanged(room_id, joined, left, count):
+                change = PresenceChange(joined, left, count)
+                self._put_event(partial(self.room(room_id)._calls_for_presence, change), is_recorded=False)
+            case UnreadChanged(counts):
+                self._put_event(partial(self._calls_for_notice, "unread", counts), is_recorded=False)
+            case Announced(kind, room_id, record):
+                about = room_id if kind == "room_deleted" else RoomInfo.from_wire(record)
+                self._put_event(partial(self._calls_for_notice, kind, about), is_recorded=False)
             case Joined(room_id, answer, is_pushed):
                 room = self.room(room_id)
                 room._take_join(answer)
@@ -416,6 +490,7 @@ class DialogueClient:
                 self._dispatcher.put(partial(self.room(room_id)._calls_for_reset, answer))
             case Left(room_id, reason):
                 room = self.room(room_id)
+                room._end(reason)
                 self._forget(room)
                 self._dispatcher.put(partial(room._calls_for_left, reason))
             case StateChanged(state):
@@ -478,7 +553,10 @@ class DialogueClient:
                 logger.warning("handlers are so slow that ephemeral events are dropped")
 
     def _notify(self, name: str, *arguments: Any) -> None:
-        self._put(lambda: [(fn, arguments) for fn in self._notices.get(name)])
+        self._put(partial(self._calls_for_notice, name, *arguments))
+
+    def _calls_for_notice(self, name: str, *arguments: Any) -> Calls:
+        return [(fn, arguments) for fn in self._notices.get(name)]
 
     def _calls_for_message(self, event_name: str, data: Any) -> Calls:
         return [(fn, (data,)) for fn in self._messages.get(event_name)]

@@ -1,4 +1,4 @@
-"""What a `Session` wants done, and the requests that it keeps until they are answered.
+"""What a `Session` wants done, and the times that it keeps to.
 
 The shell carries effects out in the order given; see `dialogue.client.session`.
 """
@@ -14,35 +14,6 @@ from dialogue.events import WireEvent
 State = Literal["connecting", "connected", "resuming", "offline"]
 """``connecting``: until the first connection stands. ``connected``. ``resuming``: the connection was lost and is
 being tried again. ``offline``: not started, closed, or ended for good."""
-
-TRIGGER = "trigger"
-PUBLISHES = frozenset((TRIGGER, "edit", "delete"))
-"""Commands that record something: sent in order, and again with their key until their outcome is known."""
-READS = frozenset({"history", "rooms"})
-
-
-@dataclass(slots=True)
-class Request:
-    """A command of the application that waits for its answer.
-
-    Attributes:
-        ref: What ties the answer to it; never used twice by a session.
-        command: The command as it is sent, ``ref`` included.
-        room_id: The room that it concerns, or None.
-        is_sent: Whether it was sent on the connection that stands now.
-        attempts: How often the server answered that the outcome is unknown.
-    """
-
-    ref: int
-    command: dict[str, Any]
-    room_id: str | None
-    is_sent: bool = False
-    attempts: int = 0
-
-    @property
-    def kind(self) -> str:
-        """The command's type."""
-        return str(self.command["type"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +78,37 @@ class DeliverMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class PresenceChanged:
+    """Users have come to a joined room or gone; *count* is how many are there now."""
+
+    room_id: str
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadChanged:
+    """Unread counts by room, of those that have changed."""
+
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """A room was made, changed or deleted.
+
+    Attributes:
+        kind: ``room_created``, ``room_updated`` or ``room_deleted``.
+        record: What the server tells of it.
+    """
+
+    kind: str
+    room_id: str
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """The client is in a room in which it was not before.
 
@@ -165,6 +167,9 @@ Effect = (
     | Failed
     | Deliver
     | DeliverMessage
+    | PresenceChanged
+    | UnreadChanged
+    | Announced
     | Joined
     | Reset
     | Left
@@ -172,40 +177,6 @@ Effect = (
     | Trouble
     | Ended
 )
-
-
-@dataclass(slots=True)
-class RoomState:
-    """What a session knows of a room that it is in.
-
-    Attributes:
-        cursor: The seq up to which (included) everything of the subscription was delivered.
-        subscriptions: As the server last told them; what a resume asks for.
-        resume_ref: The ref of the ``join`` whose answer tells what was missed; None when nothing was. Until
-            it is answered recorded events are ignored: they are part of the answer.
-        is_behind: Whether events were shed and a resume has to fetch them, which `catch_up` asks for.
-        resume_at: When to ask again after a resume that failed for the moment.
-        resume_attempts: How often it failed for the moment.
-    """
-
-    room_id: str
-    epoch: str
-    cursor: int
-    subscriptions: Any = "*"
-    resume_ref: int | None = None
-    is_behind: bool = False
-    resume_at: float | None = None
-    resume_attempts: int = 0
-
-    @property
-    def is_current(self) -> bool:
-        """Whether live events continue what was delivered."""
-        return self.resume_ref is None and not self.is_behind
-
-    @property
-    def is_suspended(self) -> bool:
-        """Whether the server may not have let the client back in yet, for reasons of the moment."""
-        return self.resume_attempts > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +189,7 @@ class Timing:
         greeting_seconds: How long the server may take to answer ``connect``.
         stable_seconds: A connection that stood this long starts the backoff anew; one that did not goes on
             with it, so that a server which takes connections only to close them is not hammered.
+        too_fast_seconds: How long the client stays away at least when the server has closed with 4009.
         trigger_attempts: How many answers of unknown outcome a trigger gets before it fails with the last one.
     """
 
@@ -226,8 +198,14 @@ class Timing:
     greeting_seconds: float = 10.0
     stable_seconds: float = 5.0
     trigger_attempts: int = field(default=6)
+    too_fast_seconds: float = 2.0
 
 
 def is_for_the_moment(error: CommandError) -> bool:
     """Whether the same command may be taken later: nothing is wrong with the command itself."""
-    return error.code in ("STORE_UNAVAILABLE", "INTERNAL", "RATE_LIMITED", "BACKPRESSURE")
+    return error.is_outcome_unknown or is_too_fast(error)
+
+
+def is_too_fast(error: CommandError) -> bool:
+    """Whether the command was not looked at, for there are too many; it counts as an error of this client."""
+    return error.code in ("RATE_LIMITED", "BACKPRESSURE")

@@ -1,7 +1,8 @@
-"""What reads are answered with."""
+"""What reads are answered with, and what announcements tell."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +53,12 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class RoomInfo:
-    """A room as `DialogueClient.rooms` lists it.
+    """A room as `DialogueClient.rooms` lists it, and as `DialogueClient.on_room_created` tells of it.
 
     Attributes:
         size: Connections in it now.
         max_size: Most connections, or None for no limit.
+        created_by_id: The user who has made it; None for a room that is declared, or that the server has made.
     """
 
     id: str
@@ -65,3 +67,43 @@ class RoomInfo:
     size: int
     max_size: int | None
     created_by_id: str | None
+
+    @classmethod
+    def from_wire(cls, record: Mapping[str, Any]) -> RoomInfo:
+        """Return what a record of the server says."""
+        return cls(
+            id=record["id"],
+            name=record.get("name") or "",
+            description=record.get("description") or "",
+            size=record.get("size") or 0,
+            max_size=record.get("max_size"),
+            created_by_id=record.get("created_by_id"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Who is in a room, as `Room.presence` tells.
+
+    Attributes:
+        users: Each once, however many connections it has; not all of them where there are more than the server names
+            in one message.
+        count: How many users there are.
+    """
+
+    users: list[str]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceChange:
+    """Who has come to a room and who has gone, as `Room.on_presence` tells.
+
+    Attributes:
+        joined, left: Users; the server gathers changes for a moment, and whoever was away only meanwhile is in neither.
+        count: How many users are there now.
+    """
+
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    count: int

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import msgspec
 
 from dialogue.config import EventType
-from dialogue.errors import MessageTooLarge, StoreUnavailable
+from dialogue.errors import MessageTooLarge, NotJoined, StoreUnavailable
 from dialogue.events import Ack, Event, WireEvent
 
 from .handlers import Calls, Handler, Handlers, Unsubscribe
-from .pages import Gap, Page
+from .pages import Gap, Page, Presence, PresenceChange
 from .timeline import Timeline
+from .typing import TYPING_SECONDS, OwnTyping, Typing
 
 if TYPE_CHECKING:
     from .client import DialogueClient
@@ -35,8 +36,8 @@ class Room:
 
     Handlers are called with every recorded event of the subscription once, in seq order, also over lost
     connections, and with ephemeral events while the connection stands; never with what the join brought. They run
-    one at a time per client (see `DialogueClient`). After `leave` or `on_left` the object is spent: joining again
-    gives a new one.
+    one at a time per client (see `DialogueClient`). After `leave` or `on_left` the object is spent: its calls raise
+    `NotJoined` with the reason, and joining again gives a new one.
 
     Attributes:
         room_id: Its id.
@@ -58,6 +59,11 @@ class Room:
         self._types: dict[str, EventType[Any]] = {}
         self._timelines: list[Timeline] = []
         self._changed_timelines: dict[Timeline, None] = {}
+        self._typings: dict[Typing, str] = {}
+        self._changed_typings: dict[Typing, None] = {}
+        self._own_typing: dict[str, OwnTyping] = {}
+        self._newest_seq = 0
+        self._end_reason: str | None = None
 
     # ---- handlers
 
@@ -90,6 +96,13 @@ class Room:
         """Call *fn* with the reason when the server ends the membership, or refuses it after a reconnect."""
         return self._notices.add("left", fn)
 
+    def on_presence(self, fn: Callable[[PresenceChange], Any]) -> Unsubscribe:
+        """Call *fn* when users have come or gone, each counted once over all connections.
+
+        Changes are not repeated: after a lost connection, or when handlers are too slow, `presence` tells who is there.
+        """
+        return self._notices.add("presence", fn)
+
     # ---- publishing
 
     async def trigger(
@@ -121,7 +134,7 @@ class Room:
         encoded = encode_data(data, event if isinstance(event, EventType) else None)
         self._check_size(len(encoded))
         meta_raw = None if meta is None else msgspec.Raw(encode_data(meta, None))
-        answer = await self._client._request(
+        answer = await self._request(
             lambda session: session.trigger(
                 self.room_id,
                 self._name(event),
@@ -130,6 +143,9 @@ class Room:
                 key=_new_key() if key is None else key,
             )
         )
+        if answer.get("seq") is not None:
+            for own in self._own_typing.values():
+                own.forget()
         return _ack(answer)
 
     async def edit(
@@ -160,7 +176,7 @@ class Room:
         """
         encoded = encode_data(data, event)
         self._check_size(len(encoded))
-        answer = await self._client._request(
+        answer = await self._request(
             lambda session: session.edit(self.room_id, seq, msgspec.Raw(encoded), key=key or _new_key())
         )
         return _ack(answer)
@@ -178,12 +194,86 @@ class Room:
             PermissionDenied: It is someone else's.
             CommandError, Backpressure, ConnectionLost: As `trigger`.
         """
-        answer = await self._client._request(
-            lambda session: session.delete(self.room_id, seq, key=key or _new_key())
-        )
+        answer = await self._request(lambda session: session.delete(self.room_id, seq, key=key or _new_key()))
         return _ack(answer)
 
+    async def set_typing(
+        self,
+        is_typing: bool = True,
+        *,
+        event: str | EventType[Any] = "typing",
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        """Say that one is typing, or no more; call it at every stroke.
+
+        It triggers the ephemeral *event* with ``{"is_typing": ...}`` when that changes, and every few seconds while
+        the typing goes on. A recorded event that this room object triggers ends the typing by itself. Without a
+        connection nothing is said, and nothing is made up for.
+
+        Raises:
+            CommandError, Backpressure, ConnectionLost: As `trigger`.
+        """
+        own = self._own_typing.setdefault(self._name(event), OwnTyping())
+        if self._client.state != "connected":
+            own.forget()
+        elif own.should_say(is_typing, time.monotonic()):
+            try:
+                await self.trigger(event, {"is_typing": is_typing}, meta=meta)
+            except BaseException:
+                own.forget()
+                raise
+
+    def typing_users(
+        self, event: str | EventType[Any] = "typing", *, seconds: float = TYPING_SECONDS
+    ) -> Typing:
+        """Return who is typing, kept up to date until it is closed or the room is left.
+
+        Args:
+            event: The ephemeral event that tells of it; the subscription must have it.
+            seconds: How long an entry stays without another event, above 0; longer than what `set_typing` (or another
+                client) takes to repeat itself.
+        """
+        typing = Typing(
+            seconds=seconds,
+            own_user=lambda: self._client.user_id,
+            notify=self._notify_typing,
+            on_close=self._drop_typing,
+        )
+        self._typings[typing] = self._name(event)
+        return typing
+
     # ---- reading
+
+    async def presence(self) -> Presence:
+        """Return who is in the room now.
+
+        Raises:
+            PermissionDenied: The room does not tell who is in it.
+            CommandError, ConnectionLost: See `page`.
+        """
+        answer = await self._request(lambda session: session.read({"type": "presence", "room": self.room_id}))
+        return Presence(users=list(answer["users"]), count=answer.get("count", len(answer["users"])))
+
+    async def mark_read(self, seq: int | None = None) -> int:
+        """Mark the room's events up to *seq* as read by this client's user, on all devices; it never goes back.
+
+        Args:
+            seq: Included; None for the newest event that the join has brought or a handler was called with.
+
+        Returns:
+            How many events are still unread.
+
+        Raises:
+            CommandError, ConnectionLost: See `page`.
+            ValueError: There is no *seq*, and the room was not joined.
+        """
+        if seq is None:
+            if self.epoch is None:
+                raise ValueError(f"the room {self.room_id!r} was not joined: say up to which seq it is read")
+            seq = self._newest_seq
+        command = {"type": "mark_read", "room": self.room_id, "seq": seq}
+        answer = await self._request(lambda session: session.change(command))
+        return int(answer["unread"])
 
     @overload
     async def get_history(self, event: EventType[T], start: int = 0, end: int = 50) -> list[Event[T]]: ...
@@ -323,7 +413,7 @@ class Room:
             CommandError: It was refused, e.g. `NotJoined`.
             ConnectionLost: The client was closed, or refused for good.
         """
-        await self._client._request(lambda session: session.subscribe(self.room_id, self._names(events)))
+        await self._request(lambda session: session.subscribe(self.room_id, self._names(events)))
 
     async def unsubscribe(self, *events: str | EventType[Any]) -> None:
         """Receive these events no more; without arguments, or with ``"*"``, none.
@@ -331,7 +421,7 @@ class Room:
         Raises:
             CommandError, ConnectionLost: See `subscribe`.
         """
-        await self._client._request(
+        await self._request(
             lambda session: session.subscribe(self.room_id, self._names(events), is_adding=False)
         )
 
@@ -344,13 +434,23 @@ class Room:
 
         def make(session: Session) -> int:
             ref = session.leave(self.room_id)
+            self._end("it was left")
             self._close()
             self._client._forget(self)
             return ref
 
-        await self._client._request(make)
+        await self._request(make)
 
     # ---- the client's side
+
+    async def _request(self, make: Callable[[Session], int]) -> dict[str, Any]:
+        if self._end_reason is not None:
+            raise NotJoined(f"the membership in the room {self.room_id!r} has ended: {self._end_reason}")
+        return await self._client._request(make)
+
+    def _end(self, reason: str) -> None:
+        # At once, while events from before the end may still wait for their handlers.
+        self._end_reason = reason or "the server has ended it"
 
     def _limit(self, wanted: int) -> int:
         most = self._client._session.limits.get("page_events")
@@ -377,7 +477,7 @@ class Room:
 
     async def _page(self, fields: dict[str, Any]) -> Page:
         command = {"type": "history", "room": self.room_id, **fields}
-        answer = await self._client._request(lambda session: session.read(command))
+        answer = await self._request(lambda session: session.read(command))
         epoch = answer.get("epoch")
         gap = answer.get("gap")
         return Page(
@@ -392,6 +492,9 @@ class Room:
     def _take_join(self, answer: dict[str, Any]) -> None:
         self.is_joined = True
         self.name = answer.get("name") or self.name
+        # Of the same epoch it may be behind what handlers have had while whoever joined was waiting for its turn.
+        before = self._newest_seq if self.epoch == answer["epoch"] else 0
+        self._newest_seq = max(before, answer["seq"])
         self.epoch = answer["epoch"]
         wires = msgspec.convert(answer.get("events") or [], list[WireEvent])
         self.history = [self._event(wire, self.epoch) for wire in reversed(wires)]
@@ -400,8 +503,15 @@ class Room:
         if not self.is_joined:
             return []
         event = self._event(wire, epoch)
+        if event.seq is not None:
+            self._newest_seq = max(self._newest_seq, event.seq)
         for timeline in self._timelines:
             timeline.receive(event)
+        for typing, name in list(self._typings.items()):
+            if event.seq is not None:
+                typing.stopped([event.sender])
+            elif event.event == name:
+                typing.heard(event.sender, event.data)
         handlers = self._events.get(wire.event) + self._events.get(_ANY)
         return [(fn, (event,)) for fn in handlers]
 
@@ -418,10 +528,18 @@ class Room:
         self._close()
         return [(fn, (reason,)) for fn in self._notices.get("left")]
 
+    def _calls_for_presence(self, change: PresenceChange) -> Calls:
+        if not self.is_joined:
+            return []
+        for typing in list(self._typings):
+            typing.stopped(change.left)
+        return [(fn, (change,)) for fn in self._notices.get("presence")]
+
     def _close(self) -> None:
         self.is_joined = False
         for timeline in list(self._timelines):
             timeline.close()
+        self._close_typings()
 
     def _drop_timeline(self, timeline: Timeline) -> None:
         if timeline in self._timelines:
@@ -437,6 +555,23 @@ class Room:
         self._changed_timelines.pop(timeline, None)
         calls: list[tuple[Handler, tuple[Any, ...]]] = [(fn, ()) for fn in timeline.changed()]
         return calls
+
+    def _drop_typing(self, typing: Typing) -> None:
+        self._typings.pop(typing, None)
+
+    def _close_typings(self) -> None:
+        for typing in list(self._typings):
+            typing.close()
+
+    def _notify_typing(self, typing: Typing) -> None:
+        if typing not in self._changed_typings:
+            self._changed_typings[typing] = None
+            # At most one entry per tracker waits, so no bound is needed.
+            self._client._dispatcher.put(partial(self._calls_for_typing, typing))
+
+    def _calls_for_typing(self, typing: Typing) -> Calls:
+        self._changed_typings.pop(typing, None)
+        return [(fn, ()) for fn in typing.changed()]
 
     def __repr__(self) -> str:
         return f"<Room {self.room_id!r}{'' if self.is_joined else ' (not joined)'}>"

@@ -10,57 +10,58 @@ What it promises, for any interleaving of losses, resumes and duplicates:
 - Every request is resolved or failed once, unless it is cancelled.
 - Unanswered triggers are sent again after a reconnect, with the same key and in the order they were made.
 
-Two triggers may change places in one case only: the first one is answered with an unknown outcome
-(``STORE_UNAVAILABLE``, ``INTERNAL``) when the second one is already sent. Triggers of the same room made after
-such an answer wait until the first one is sent again.
+Two triggers may change places in one case only: the first one is to be sent again when the second one is already
+sent, because its outcome is unknown (``STORE_UNAVAILABLE``, ``INTERNAL``) or because, sent again, it was too much at
+the time (``RATE_LIMITED``, ``BACKPRESSURE``). Triggers of the same room made after such an answer wait until the first
+one is sent again.
+
+What is refused as too much when it is sent for the first time fails: the caller decides. A room that is resumed, and
+a join or trigger that is sent again, is tried until it is taken or refused for another reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from dialogue.errors import (
-    Backpressure,
     CommandError,
     ConnectionLost,
     DialogueError,
     InvalidRequest,
-    MessageTooLarge,
     NotJoined,
     PermissionDenied,
+    RoomNotFound,
     Unauthenticated,
     command_error,
 )
-from dialogue.events import WireEvent
-from dialogue.protocol import CLOSE_NORMAL, CLOSE_NOT_THIS_PROTOCOL, CLOSE_TOO_BIG, CLOSE_UNAUTHENTICATED
+from dialogue.protocol import (
+    CLOSE_NORMAL,
+    CLOSE_NOT_THIS_PROTOCOL,
+    CLOSE_TOO_BIG,
+    CLOSE_TOO_MANY_ERRORS,
+    CLOSE_UNAUTHENTICATED,
+)
 
 from .effects import (
-    PUBLISHES,
-    READS,
-    TRIGGER,
-    Deliver,
+    Announced,
     DeliverMessage,
     DropConnection,
     Effect,
     Ended,
-    Failed,
-    Joined,
-    Left,
     OpenConnection,
-    Request,
-    Reset,
-    Resolved,
-    RoomState,
     Send,
     State,
     StateChanged,
     Timing,
     Trouble,
-    is_for_the_moment,
+    UnreadChanged,
+    is_too_fast,
 )
+from .memberships import Memberships, RoomState
+from .requests import CHANGES, PUBLISHES, READS, TRIGGER, Request, Requests
 
 FINAL_CLOSE_CODES = frozenset({CLOSE_UNAUTHENTICATED, CLOSE_NOT_THIS_PROTOCOL})
 
@@ -84,7 +85,6 @@ class Session:
         client_id: The server's name for the connection, from ``connected``; changes with every connection.
         user_id: Who the server says this is; None before the first ``connected``.
         limits: The server's limits by name, as far as it told them.
-        rooms: The joined rooms by id.
     """
 
     def __init__(
@@ -100,25 +100,24 @@ class Session:
         self.user_id: str | None = None
         self.limits: dict[str, Any] = {}
         self.ping_seconds = _DEFAULT_PING_SECONDS
-        self.rooms: dict[str, RoomState] = {}
         self._random = random
-        self._max_pending_triggers = max_pending_triggers
-        self._max_pending_requests = max_pending_requests
         self._timing = timing or Timing()
         self._effects: list[Effect] = []
-        self._requests: dict[int, Request] = {}
-        self._pending_triggers = 0
-        self._last_ref = 0
+        self._requests = Requests(
+            self._emit,
+            has_to_wait=self._has_to_wait,
+            max_pending_triggers=max_pending_triggers,
+            max_pending_requests=max_pending_requests,
+        )
+        self._memberships = Memberships(self._emit, self._requests, delay=self._delay)
         self._connect_ref: int | None = None
-        self._may_be_behind = False
         self._failed_tries = 0
         self._up_since = 0.0
         self._open_at: float | None = None
+        self._open_not_before = 0.0
         self._greeting_until: float | None = None
         self._last_heard: float | None = None
         self._paused_pong_at: float | None = None
-        # Rooms whose triggers wait because one of them has to be sent again first, and until when.
-        self._held_until: dict[str, float] = {}
         self._ended: DialogueError | None = None
 
     # ---- the shell's side
@@ -127,6 +126,14 @@ class Session:
         """Return what is to be done since the last call, in order; an empty list for nothing."""
         effects, self._effects = self._effects, []
         return effects
+
+    def _emit(self, effect: Effect) -> None:
+        self._effects.append(effect)
+
+    @property
+    def rooms(self) -> dict[str, RoomState]:
+        """The joined rooms by id."""
+        return self._memberships.by_room
 
     @property
     def deadline(self) -> float | None:
@@ -137,14 +144,15 @@ class Session:
         if self._last_heard is not None and self._paused_pong_at is None:
             times.append(self._last_heard + 2 * self.ping_seconds)
         if self.state == "connected":
-            times.extend(self._held_until.values())
-            times.extend(room.resume_at for room in self.rooms.values() if room.resume_at is not None)
+            times.extend(self._requests.held_until.values())
+            if self._memberships.deadline is not None:
+                times.append(self._memberships.deadline)
         return min(times, default=None)
 
     @property
     def has_pending(self) -> bool:
         """Whether a request waits for its answer."""
-        return bool(self._requests)
+        return len(self._requests) > 0
 
     @property
     def ended(self) -> DialogueError | None:
@@ -164,12 +172,12 @@ class Session:
         """A connection stands; greet the server."""
         if self._ended:
             return
-        self._connect_ref = self._next_ref()
+        self._connect_ref = self._requests.next_ref()
         self._greeting_until = now + self._timing.greeting_seconds
         command: dict[str, Any] = {"type": "connect", "ref": self._connect_ref}
         if auth is not None:
             command["auth"] = auth
-        self._effects.append(Send((command,)))
+        self._emit(Send((command,)))
 
     def open_failed(self, now: float) -> None:
         """A connection could not be opened; try again later. No failure of this kind ends the retrying."""
@@ -179,7 +187,8 @@ class Session:
         """The connection is gone.
 
         Args:
-            code: The close code, or None when there was no close frame. 4001 and 4002 end the session.
+            code: The close code, or None when there was no close frame. 4001 and 4002 end the session; after 4009
+                the client stays away for a while, however long the connection stood.
             reason: As the server gave it.
             now: The time.
         """
@@ -192,19 +201,15 @@ class Session:
             self._end(ConnectionLost(code, reason))
             return
         if code == CLOSE_TOO_BIG:
-            self._fail_largest(reason)
-        self._held_until.clear()
-        for request in self._requests.values():
-            request.is_sent = False
-        self._resolve_leaves()
-        for room in self.rooms.values():
-            room.resume_ref = room.resume_at = None
-            room.resume_attempts = 0
-            self._fall_behind(room)
+            self._requests.fail_largest(reason)
+        self._requests.connection_lost()
+        self._memberships.connection_lost()
         if was_connected:
-            if now - self._up_since >= self._timing.stable_seconds:
+            if now - self._up_since >= self._timing.stable_seconds and code != CLOSE_TOO_MANY_ERRORS:
                 self._failed_tries = 0
             self._set_state("resuming")
+        if code == CLOSE_TOO_MANY_ERRORS:
+            self._open_not_before = now + self._timing.too_fast_seconds
         self._schedule_open(now)
 
     def received(self, messages: Sequence[dict[str, Any]], now: float, *, is_shedding: bool = False) -> None:
@@ -232,8 +237,9 @@ class Session:
                 ) from error
             if self._ended:
                 return
-        if not is_shedding:
-            self.catch_up()
+        if self.state == "connected":
+            # Shedding or not, rooms are entered: what makes the application slow may be a request in one of them.
+            self._memberships.catch_up(only_suspended=is_shedding)
 
     def paused(self, now: float) -> None:
         """Reading has stopped because the application is slow: silence is no sign of anything.
@@ -252,20 +258,8 @@ class Session:
 
     def catch_up(self) -> None:
         """The application takes events again: ask for what was shed. `received` calls it, too."""
-        if self.state != "connected" or not self._may_be_behind:
-            return
-        # A resume names the subscription as it was last told: sent after a change that is still on its way,
-        # it would undo that change. It goes when the change is answered.
-        changing = {
-            request.room_id
-            for request in self._requests.values()
-            if request.is_sent and request.kind in ("join", "subscribe", "unsubscribe")
-        }
-        behind = [room for room in self.rooms.values() if room.is_behind and room.resume_ref is None]
-        ready = [room for room in behind if room.resume_at is None and room.room_id not in changing]
-        self._may_be_behind = len(ready) < len(behind)
-        if ready:
-            self._effects.append(Send(tuple(self._resume(room) for room in ready)))
+        if self.state == "connected":
+            self._memberships.catch_up()
 
     def tick(self, now: float) -> None:
         """Do what is due; see `deadline`."""
@@ -275,27 +269,19 @@ class Session:
             self._open(now)
         if self._greeting_until is not None and now >= self._greeting_until:
             self._greeting_until = None
-            self._effects.append(DropConnection("the server did not answer 'connect'"))
+            self._emit(DropConnection("the server did not answer 'connect'"))
         if self._paused_pong_at is not None:
             if now >= self._paused_pong_at:
                 self._paused_pong_at = now + self.ping_seconds
-                self._effects.append(Send(({"type": "pong"},)))
+                self._emit(Send(({"type": "pong"},)))
         elif self._last_heard is not None and now >= self._last_heard + 2 * self.ping_seconds:
             self._last_heard = None
-            self._effects.append(DropConnection(f"nothing heard for {2 * self.ping_seconds:g} s"))
+            self._emit(DropConnection(f"nothing heard for {2 * self.ping_seconds:g} s"))
             return
         if self.state != "connected":
             return
-        for room_id in [room_id for room_id, until in self._held_until.items() if now >= until]:
-            del self._held_until[room_id]
-            self._send_waiting(room_id)
-        is_due = False
-        for room in self.rooms.values():
-            if room.resume_at is not None and now >= room.resume_at:
-                room.resume_at = None
-                is_due = True
-        if is_due:
-            self.catch_up()
+        self._requests.release(now)
+        self._memberships.tick(now)
 
     # ---- the application's side
 
@@ -320,9 +306,9 @@ class Session:
             Backpressure, ConnectionLost: See `join`.
         """
         ref = self._request({"type": "leave", "room": room_id})
-        self._forget_room(room_id)
+        self._memberships.forget(room_id)
         if self.state != "connected":
-            self._resolve_leaves()
+            self._requests.resolve_leaves()
         return ref
 
     def subscribe(self, room_id: str, events: Any, *, is_adding: bool = True) -> int:
@@ -363,7 +349,7 @@ class Session:
         return self._request({"type": "delete", "room": room_id, "seq": seq, "key": key})
 
     def read(self, command: dict[str, Any]) -> int:
-        """Send a ``history`` or ``rooms`` command (without ``ref``); it is asked again after a reconnect.
+        """Send a command that reads (without ``ref``); it is asked again after a reconnect.
 
         Raises:
             Backpressure, ConnectionLost: See `join`.
@@ -372,96 +358,52 @@ class Session:
             raise ValueError(f"{command['type']!r} is not a read")
         return self._request(dict(command))
 
+    def change(self, command: dict[str, Any]) -> int:
+        """Send ``create_room``, ``delete_room`` or ``mark_read`` (without ``ref``); it is sent until it is answered.
+
+        Raises:
+            Backpressure, ConnectionLost: See `join`.
+        """
+        if command["type"] not in CHANGES:
+            raise ValueError(f"{command['type']!r} is not a change")
+        return self._request(dict(command))
+
     def cancel(self, ref: int) -> None:
         """Nobody waits for this request any more: it is not sent again. A sent trigger may yet be recorded."""
-        self._pop(ref)
+        self._requests.pop(ref)
 
     # ---- requests
-
-    def _next_ref(self) -> int:
-        self._last_ref += 1
-        return self._last_ref
 
     def _request(self, command: dict[str, Any]) -> int:
         if self._ended:
             raise ConnectionLost(getattr(self._ended, "code", None), str(self._ended))
-        is_trigger = command["type"] in PUBLISHES
-        limit = self._max_pending_triggers if is_trigger else self._max_pending_requests
-        count = self._pending_triggers if is_trigger else len(self._requests) - self._pending_triggers
-        if count >= limit:
-            what = "triggers" if is_trigger else "requests"
-            raise Backpressure(f"{limit} {what} are waiting for their answers already")
-        request = Request(self._next_ref(), command, command.get("room"))
-        command["ref"] = request.ref
-        self._requests[request.ref] = request
-        self._pending_triggers += is_trigger
-        if self.state == "connected" and not self._has_to_wait(request):
-            self._send([request])
+        request = self._requests.add(command)
+        self._requests.send(request)
         return request.ref
 
     def _has_to_wait(self, request: Request) -> bool:
-        if request.kind in PUBLISHES and request.room_id in self._held_until:
+        if self.state != "connected":
             return True
-        room = self.rooms.get(request.room_id or "")
+        if request.queue in self._requests.held_until:
+            return True
+        room = self._memberships.get(request.room_id)
         return room is not None and room.is_suspended and request.kind not in ("join", "leave")
-
-    def _send_waiting(self, room_id: str) -> None:
-        requests = (request for request in self._requests.values() if request.room_id == room_id)
-        self._send(request for request in requests if not request.is_sent and not self._has_to_wait(request))
-
-    def _send(self, requests: Iterable[Request]) -> None:
-        commands = []
-        for request in requests:
-            request.is_sent = True
-            commands.append(request.command)
-        if commands:
-            self._effects.append(Send(tuple(commands)))
-
-    def _pop(self, ref: int) -> Request | None:
-        request = self._requests.pop(ref, None)
-        if request is not None and request.kind in PUBLISHES:
-            self._pending_triggers -= 1
-        return request
-
-    def _resolve(self, ref: int, answer: dict[str, Any]) -> Request | None:
-        request = self._pop(ref)
-        if request is not None:
-            self._effects.append(Resolved(ref, answer))
-        return request
-
-    def _resolve_leaves(self) -> None:
-        # The server has forgotten the connection, and with it the memberships.
-        for request in list(self._requests.values()):
-            if request.kind == "leave":
-                self._resolve(request.ref, {"type": "ok", "ref": request.ref})
-
-    def _fail(self, ref: int, error: DialogueError) -> None:
-        if self._pop(ref) is not None:
-            self._effects.append(Failed(ref, error))
-
-    def _fail_largest(self, reason: str) -> None:
-        # The server refuses a frame by closing, so which command it was nobody says. Sent again for ever, it
-        # would close every connection to come.
-        sent = [request for request in self._requests.values() if request.is_sent]
-        if sent:
-            largest = max(sent, key=lambda request: len(msgspec.json.encode(request.command)))
-            self._fail(largest.ref, MessageTooLarge(reason))
 
     # ---- the connection
 
     def _set_state(self, state: State) -> None:
         if state != self.state:
             self.state = state
-            self._effects.append(StateChanged(state))
+            self._emit(StateChanged(state))
 
     def _open(self, now: float) -> None:
         self._open_at = None
-        self._effects.append(OpenConnection())
+        self._emit(OpenConnection())
 
     def _schedule_open(self, now: float) -> None:
         if self._ended:
             return
-        self._open_at = now + self._delay(self._failed_tries)
+        self._open_at = max(now + self._delay(self._failed_tries), self._open_not_before)
         self._failed_tries += 1
 
     def _delay(self, tries: int) -> float:
@@ -475,33 +417,41 @@ class Session:
             return
         self._ended = error
         self._open_at = self._greeting_until = self._last_heard = self._paused_pong_at = None
-        self._held_until.clear()
         lost = (
             error if isinstance(error, ConnectionLost) else ConnectionLost(CLOSE_UNAUTHENTICATED, str(error))
         )
-        for ref in list(self._requests):
-            self._fail(ref, lost)
+        self._requests.fail_all(lost)
         self._set_state("offline")
-        self._effects.append(Ended(error))
+        self._emit(Ended(error))
 
     # ---- messages
 
     def _take(self, message: dict[str, Any], now: float, is_shedding: bool) -> None:
         match message["type"]:
             case "event":
-                self._take_event(message, is_shedding)
+                self._memberships.take_event(message, is_shedding)
             case "ok" | "history" | "rooms":
                 self._take_answer(message)
             case "error":
                 self._take_error(message, now)
             case "joined":
-                self._take_joined(message, is_shedding)
+                self._memberships.take_joined(message, is_shedding)
             case "left":
-                self._take_left(message["room"], message.get("reason") or "")
+                self._memberships.take_left(message["room"], message.get("reason") or "")
             case "message":
-                self._effects.append(DeliverMessage(message["event"], message.get("data")))
+                self._emit(DeliverMessage(message["event"], message.get("data")))
+            case "presence" | "unread" if message.get("ref") is not None:
+                self._take_answer(message)
+            case "presence":
+                self._memberships.take_presence(message)
+            case "unread":
+                self._emit(UnreadChanged(dict(message["unread"])))
+            case "room_created" | "room_updated" as kind:
+                self._emit(Announced(kind, message["id"], message))
+            case "room_deleted":
+                self._emit(Announced("room_deleted", message["room"], message))
             case "ping":
-                self._effects.append(Send(({"type": "pong"},)))
+                self._emit(Send(({"type": "pong"},)))
             case "connected":
                 self._take_connected(message, now)
             case _:
@@ -519,22 +469,12 @@ class Session:
         self._set_state("connected")
         # Rooms first: the server takes triggers and reads of members only.
         self.catch_up()
-        self._send([request for request in self._requests.values() if not request.is_sent])
+        self._requests.send_waiting()
 
     def _take_answer(self, message: dict[str, Any]) -> None:
-        request = self._resolve(message.get("ref"), message)  # type: ignore[arg-type]
-        if request is None or request.kind not in ("subscribe", "unsubscribe"):
-            return
-        room = self.rooms.get(request.command["room"])
-        if room is not None:
-            room.subscriptions = message["subscriptions"]
-            self._advance(room, message.get("seq"))
-
-    def _advance(self, room: RoomState, seq: int | None) -> None:
-        # Everything of the subscription up to here came before this answer, unless some was left out.
-        # Without it a resume would replay what a wider subscription does not reach back to.
-        if seq is not None and room.is_current:
-            room.cursor = max(room.cursor, seq)
+        request = self._requests.resolve(message.get("ref"), message)
+        if request is not None and request.kind in ("subscribe", "unsubscribe"):
+            self._memberships.take_subscription(message, request.room_id)
 
     def _take_error(self, message: dict[str, Any], now: float) -> None:
         error = command_error(
@@ -548,151 +488,41 @@ class Session:
             if isinstance(error, _FINAL_REFUSALS):
                 self._end(error)
             else:
-                self._effects.append(Trouble(error))
-                self._effects.append(DropConnection(f"'connect' was answered with {error.code}"))
+                self._open_not_before = now + (error.retry_after_seconds or 0.0)
+                self._emit(Trouble(error))
+                self._emit(DropConnection(f"'connect' was answered with {error.code}"))
             return
-        for room in self.rooms.values():
-            if ref is not None and room.resume_ref == ref:
-                self._resume_failed(room, error, now)
-                return
-        request = self._requests.get(ref) if isinstance(ref, int) else None
+        if self._memberships.refused(ref, error, now):
+            return
+        request = self._requests.get(ref)
         if request is None:
             # An answer to a cancelled request concerns nobody.
             if ref is None:
-                self._effects.append(Trouble(error))
+                self._emit(Trouble(error))
             return
-        room_of_request = self.rooms.get(request.room_id or "")
-        if isinstance(error, NotJoined) and room_of_request is not None and room_of_request.is_suspended:
+        room = self._memberships.get(request.room_id)
+        if isinstance(error, NotJoined) and room is not None and room.is_suspended:
             # Sent right behind a resume that failed for the moment; it goes again when one has succeeded.
             request.is_sent = False
             return
         if request.kind in PUBLISHES and error.is_outcome_unknown:
             request.attempts += 1
             if request.attempts < self._timing.trigger_attempts:
-                self._hold(request, error, now)
+                self._send_again(request, error, request.attempts, now)
                 return
-        self._fail(request.ref, error)
-
-    def _hold(self, request: Request, error: CommandError, now: float) -> None:
-        request.is_sent = False
-        delay = max(self._delay(request.attempts), error.retry_after_seconds or 0.0)
-        room_id = str(request.room_id)
-        # One time for all of the room's, and the later one: they go out together, in the order made.
-        self._held_until[room_id] = max(self._held_until.get(room_id, 0.0), now + delay)
-
-    # ---- rooms
-
-    def _resume(self, room: RoomState) -> dict[str, Any]:
-        room.resume_ref = self._next_ref()
-        return {
-            "type": "join",
-            "ref": room.resume_ref,
-            "room": room.room_id,
-            "since": {"seq": room.cursor, "epoch": room.epoch},
-            "events": room.subscriptions,
-        }
-
-    def _resume_failed(self, room: RoomState, error: CommandError, now: float) -> None:
-        room.resume_ref = None
-        if is_for_the_moment(error):
-            self._fall_behind(room)
-            room.resume_attempts += 1
-            delay = max(self._delay(room.resume_attempts), error.retry_after_seconds or 0.0)
-            room.resume_at = now + delay
+        if request.sends > 1 and is_too_fast(error) and request.kind in (*PUBLISHES, "join"):
+            # Not even a refusal: whether an earlier try was taken it does not say.
+            request.refusals += 1
+            self._send_again(request, error, request.refusals, now)
             return
-        self._forget_room(room.room_id)
-        self._effects.append(Left(room.room_id, error.code))
-
-    def _take_joined(self, message: dict[str, Any], is_shedding: bool) -> None:
-        room_id: str = message["room"]
-        ref = message.get("ref")
-        room = self.rooms.get(room_id)
-        if ref is not None and room is not None and ref == room.resume_ref:
-            self._take_resumed(room, message, is_shedding)
+        if (isinstance(error, NotJoined) and request.kind == "leave") or (
+            isinstance(error, RoomNotFound) and request.kind == "delete_room" and request.sends > 1
+        ):
+            # What was asked for is so: an earlier try was taken, or the server has not let the client back in yet.
+            self._requests.resolve(request.ref, {"type": "ok", "ref": request.ref})
             return
-        request = self._requests.get(ref) if isinstance(ref, int) else None
-        if room is not None:
-            # Joined by the server's own doing while our resume is still to come, which names the subscription.
-            if ref is not None or room.is_current:
-                room.subscriptions = message["subscriptions"]
-            self._advance(room, message["seq"])
-        elif self._is_leaving(room_id, ref):
-            pass
-        elif ref is not None and request is None:
-            # Its caller gave up; the server is told, or it would go on sending.
-            self._effects.append(Send(({"type": "leave", "room": room_id},)))
-        else:
-            self.rooms[room_id] = RoomState(
-                room_id, message["epoch"], message["seq"], subscriptions=message["subscriptions"]
-            )
-            self._effects.append(Joined(room_id, message, is_pushed=request is None))
-        if request is not None:
-            self._resolve(request.ref, message)
+        self._requests.fail(request.ref, error)
 
-    def _is_leaving(self, room_id: str, ref: Any) -> bool:
-        # A join made before a leave that is still on its way: by now the room is left.
-        return any(
-            request.kind == "leave"
-            and request.room_id == room_id
-            and (not isinstance(ref, int) or request.ref > ref)
-            for request in self._requests.values()
-        )
-
-    def _take_resumed(self, room: RoomState, message: dict[str, Any], is_shedding: bool) -> None:
-        room.resume_ref = None
-        room.resume_attempts = 0
-        room.subscriptions = message["subscriptions"]
-        self._send_waiting(room.room_id)
-        is_recovered = bool(message.get("recovered"))
-        if is_shedding and (message["events"] or not is_recovered):
-            self._fall_behind(room)
-            return
-        room.is_behind = False
-        if not is_recovered:
-            room.epoch = message["epoch"]
-            room.cursor = message["seq"]
-            self._effects.append(Reset(room.room_id, message))
-            return
-        for event in message["events"]:
-            self._deliver(room, msgspec.convert(event, WireEvent), is_recovered=True)
-        room.cursor = max(room.cursor, message["seq"])
-
-    def _take_event(self, message: dict[str, Any], is_shedding: bool) -> None:
-        room = self.rooms.get(message["room"])
-        if room is None:
-            return
-        event = msgspec.convert(message, WireEvent)
-        if event.seq is None:
-            self._effects.append(Deliver(room.room_id, event, room.epoch))
-        elif is_shedding or not room.is_current:
-            # Also after a rejoin by the server itself, which knows no cursor: what comes between it and the
-            # answer to our own resume is part of that answer.
-            if room.resume_ref is None:
-                self._fall_behind(room)
-        else:
-            self._deliver(room, event, is_recovered=False)
-
-    def _deliver(self, room: RoomState, event: WireEvent, *, is_recovered: bool) -> None:
-        if event.seq is not None and event.seq <= room.cursor:
-            return
-        if event.seq is not None:
-            room.cursor = event.seq
-        self._effects.append(Deliver(room.room_id, event, room.epoch, is_recovered))
-
-    def _fall_behind(self, room: RoomState) -> None:
-        room.is_behind = True
-        self._may_be_behind = True
-
-    def _take_left(self, room_id: str, reason: str) -> None:
-        if room_id in self.rooms:
-            self._forget_room(room_id)
-            self._effects.append(Left(room_id, reason))
-
-    def _forget_room(self, room_id: str) -> None:
-        self.rooms.pop(room_id, None)
-        # The server drops answers that are in flight when membership ends: nobody would ever hear.
-        for request in list(self._requests.values()):
-            if request.room_id == room_id and request.kind == "history":
-                self._fail(request.ref, NotJoined("the room was left"))
-        if self.state == "connected":
-            self._send_waiting(room_id)  # What waited for a resume is refused by the server now.
+    def _send_again(self, request: Request, error: CommandError, tries: int, now: float) -> None:
+        delay = max(self._delay(tries), error.retry_after_seconds or 0.0)
+        self._requests.hold(request, now + delay)

@@ -89,6 +89,7 @@ class Room:
         room_type: Its declaration.
         params: The pattern's parameters.
         last_seq: The newest seq that subscribers have been told of.
+        last_unread_position: How many of the events through it ever counted as unread.
         rings: By event name.
 
     Attributes:
@@ -102,6 +103,7 @@ class Room:
         "_groups",
         "_watches",
         "last_seq",
+        "last_unread_position",
         "last_used",
         "params",
         "rates",
@@ -119,12 +121,14 @@ class Room:
         params: dict[str, str],
         *,
         last_seq: int = 0,
+        last_unread_position: int = 0,
         rings: dict[str, Ring] | None = None,
     ) -> None:
         self.room_id = room_id
         self.room_type = room_type
         self.params = params
         self.last_seq = last_seq
+        self.last_unread_position = last_unread_position
         self.rings: dict[str, Ring] = {} if rings is None else rings
         self.last_used = 0.0
         self.undeclared = {

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
 
-from ..config import DirectRoom, EventType, Limits
+from ..config import DirectRoom, EventType, Limits, RoomType
 from ..errors import CommandError, Internal, JoinDenied, RoomNotFound
 from .handles import Client, Context, RoomHandle
 from .hooks import HookRegistry
@@ -78,6 +78,23 @@ class Access:
             )
             if allowed is False:
                 raise JoinDenied
+
+    def is_open(self, room_id: str, found: tuple[RoomType, dict[str, str]], user_id: str) -> bool | None:
+        """Whether `check` would pass for a user of a room, as far as that can be told without asking a hook.
+
+        Args:
+            found: The room's type and parameters.
+
+        Returns:
+            None where there are hooks to ask.
+        """
+        room_type, params = found
+        if isinstance(room_type.config, DirectRoom) and user_id not in params.values():
+            return False
+        for name in ("can_see", "before_join"):
+            for _ in self._hooks.matching(name, room_id):
+                return None
+        return True
 
     async def can_see(self, client: Client, handle: RoomHandle) -> bool:
         """Whether *client* may know of a room: every ``can_see`` hook returns something true."""

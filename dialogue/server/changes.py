@@ -184,6 +184,7 @@ class Changes:
         hub.admission.check_connection_user(user_id)
         # One after the other: two that find the same event would both tell its room.
         async with self._erasing:
+            await hub.forget_user(user_id)
             erased = 0
             after: int | None = 0
             while after is not None:

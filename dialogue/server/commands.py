@@ -8,7 +8,7 @@ application or a stop may change meanwhile: after every await the membership is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from .. import protocol
@@ -50,6 +50,8 @@ class Commands:
             protocol.CreateRoom: self._create_room,
             protocol.DeleteRoom: self._delete_room,
             protocol.Presence: self._presence,
+            protocol.MarkRead: self._mark_read,
+            protocol.Unread: self._unread,
             protocol.Pong: self._pong,
         }
 
@@ -271,13 +273,40 @@ class Commands:
         room, subscriber = session.memberships.member(command.room)
         spend(session.heard, session.rates.reads, session.user_rates.reads)
         read = history.parse(self._hub, room, command)
-        # Waits for a slot, and with it further commands do: that bounds what one connection can have read for it.
-        await self._read_slots.acquire()
-        task = asyncio.create_task(
-            self._answer_history(command, room, subscriber, read), name="dialogue-history"
-        )
+        await self._beside(command, self._answer_history(command, room, subscriber, read))
+
+    async def _answer_history(
+        self, command: protocol.HistoryRead, room: Room, subscriber: Subscriber, read: history.Read
+    ) -> None:
+        session = self._session
+        message = await history.answer(self._hub, room, read, user_id=session.user_id, ref=command.ref)
+        # Membership may have ended while the answer was made: what was readable then is not any more.
+        if session.memberships.is_current(command.room, subscriber):
+            session.send([message])
+
+    async def _beside(self, command: Any, answering: Coroutine[Any, Any, None]) -> None:
+        """Answer a command beside those that follow, once there is a slot for it.
+
+        Waiting for one, while further commands wait too, bounds what one connection can have read for it.
+        """
+        try:
+            await self._read_slots.acquire()
+        except BaseException:
+            answering.close()
+            raise
+        task = asyncio.create_task(self._answer(command, answering), name="dialogue-read")
         self._reads.add(task)
         task.add_done_callback(self._on_read_done)
+
+    async def _answer(self, command: Any, answering: Coroutine[Any, Any, None]) -> None:
+        try:
+            await answering
+        except CommandError as error:
+            self._session.refuse(command.ref, error)
+        except Exception:
+            room_id = getattr(command, "room", None)
+            self._hub.log.exception("command %s failed (room %r)", type(command).__name__, room_id)
+            self._session.refuse(command.ref, Internal())
 
     def _on_read_done(self, task: asyncio.Task[None]) -> None:
         self._reads.discard(task)
@@ -285,19 +314,24 @@ class Commands:
         if not task.cancelled() and task.exception() is not None:
             self._hub.log.error("a history answer failed", exc_info=task.exception())
 
-    async def _answer_history(
-        self, command: protocol.HistoryRead, room: Room, subscriber: Subscriber, read: history.Read
-    ) -> None:
+    # -- unread --------------------------------------------------------------------------------------------------
+
+    async def _mark_read(self, command: protocol.MarkRead) -> None:
         session = self._session
-        try:
-            message = await history.answer(self._hub, room, read, user_id=session.user_id, ref=command.ref)
-        except CommandError as error:
-            session.refuse(command.ref, error)
-            return
-        except Exception:
-            self._hub.log.exception("reading history failed (room %r)", room.room_id)
-            session.refuse(command.ref, Internal())
-            return
-        # Membership may have ended while the answer was made: what was readable then is not any more.
-        if session.memberships.is_current(command.room, subscriber):
-            session.send([message])
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
+        unread = await self._hub.inbox.mark(session, command.room, command.seq)
+        if command.ref is not None:
+            session.send([protocol.encode_ok(command.ref, room=command.room, unread=unread)])
+
+    async def _unread(self, command: protocol.Unread) -> None:
+        session = self._session
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
+        # Guards may be asked of each room.
+        await self._beside(command, self._answer_unread(command))
+
+    async def _answer_unread(self, command: protocol.Unread) -> None:
+        message: dict[str, Any] = {"type": "unread"}
+        if command.ref is not None:
+            message["ref"] = command.ref
+        message["unread"] = await self._hub.inbox.answer(self._session, command.rooms)
+        self._session.send([protocol.encode_message(message)])

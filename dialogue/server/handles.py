@@ -123,6 +123,7 @@ class Client:
         Raises:
             NotJoined: It is not in the room.
         """
+        self._session.hub.inbox.forget_permission(self.user_id, room_id)
         await self._session.memberships.leave(room_id, reason=reason)
 
     def send(self, event: str, data: Any) -> None:
@@ -220,6 +221,18 @@ class RoomHandle:
         """Return the connections in the room."""
         room = self._hub.rooms.get(self.room_id)
         return [subscriber.sink.client for subscriber in room.subscribers()] if room is not None else []
+
+    async def members(self, *, after: str = "", limit: int = 100) -> list[str]:
+        """Return the ids of the users whose inbox has the room, connected or not, in ascending order.
+
+        Args:
+            after: Only ids above it (exclusive), by their UTF-8 bytes: the last one of the page before.
+            limit: At least 1.
+
+        Raises:
+            StoreUnavailable: They cannot be read now.
+        """
+        return await self._hub.inbox.members(self.room_id, after=after, limit=limit)
 
     async def trigger(
         self,

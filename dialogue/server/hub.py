@@ -43,6 +43,7 @@ from .handles import Context, RoomHandle
 from .health import show_progress
 from .hooks import HookRegistry
 from .in_flight import InFlight
+from .inbox import Inbox
 from .metrics import Metrics
 from .notifier import Notifier
 from .outbox import Frame
@@ -51,6 +52,7 @@ from .rates import UserRates
 from .reader import Reader
 from .registry import RoomRegistry
 from .rooms import OpenRooms
+from .session_records import SessionRecords
 from .stopping import Stopping
 
 if TYPE_CHECKING:
@@ -84,12 +86,16 @@ class Hub:
         self.limits = limits
         self.metrics = metrics
         self.log = logger
+        self.random = random
+        self.clock_ms = clock_ms
         self.context = Context(self, dialogue)
         self.connections = Connections(limits=limits, metrics=metrics)
         self.in_flight = InFlight(limits)
         self.access = Access(hooks, limits=limits, context=self.context)
         self.registry = RoomRegistry(self, room_types)
         self.presence = Presence(self)
+        self.inbox = Inbox(self)
+        self.session_records = SessionRecords(self)
         self.user_rates = UserRates(limits, clock=asyncio.get_running_loop().time)
         self.unflushed_events = 0
         # Kept: finding the running loop asks the system for the process's number each time.
@@ -165,6 +171,8 @@ class Hub:
         if self.handover is not None:
             await self.handover.__aenter__()
         await self.commit.__aenter__()
+        await self.inbox.__aenter__()
+        await self.session_records.__aenter__()
         await self.notifier.__aenter__()
         await self.retention.__aenter__()
         self.spawn(self._sweep(), name="dialogue-sweep")
@@ -357,6 +365,7 @@ class Hub:
         events: list[EncodedEvent] = []
         origins: dict[int, Any] = {}
         keyed_users: set[str] = set()
+        counting = 0
         for outcome in outcomes:
             event = outcome.event
             assert event is not None
@@ -370,6 +379,7 @@ class Hub:
                     return
                 if evicted is not None:
                     self._evicted(room, evicted)
+                counting += outcome.submission.draft.counts_unread
                 assert outcome.appended is not None
                 # After what came before it in the group is in the rings: an edit of the same group may be void now.
                 for replaced in outcome.appended.replaced:
@@ -380,6 +390,9 @@ class Hub:
             if event.has_key:
                 keyed_users.add(event.sender)
             events.append(event)
+        if counting:
+            room.last_unread_position += counting
+            self.inbox.counted(room)
         recorded = len(events) - len(origins)
         self.metrics.recorded.inc(recorded)
         self.metrics.ephemeral.inc(len(origins))
@@ -472,9 +485,28 @@ class Hub:
             for session in self.connections.of(user_id)
             if room_id in session.memberships.by_room
         ]
-        for session, handle in left:
-            if handle is not None:
-                await session.memberships.notify_left(handle)
+        self.inbox.removed(user_id, room_id)
+        await self.complete(self._end_membership(user_id, room_id, left), name="dialogue-remove-from-room")
+
+    async def _end_membership(
+        self, user_id: str, room_id: str, left: list[tuple[Session, RoomHandle | None]]
+    ) -> None:
+        try:
+            await self.inbox.remove_member(user_id, room_id)
+        finally:
+            for session, handle in left:
+                if handle is not None:
+                    await session.memberships.notify_left(handle)
 
     def forget_room(self, room_id: str) -> None:
         """Forget what is kept of a room that was deleted."""
+        self.inbox.forget_room(room_id)
+
+    async def forget_user(self, user_id: str) -> None:
+        """Forget a user's markers and sessions.
+
+        Raises:
+            StoreUnavailable: They are not known to be forgotten.
+        """
+        self.inbox.forget_user(user_id)
+        await self.session_records.forget_user(user_id)

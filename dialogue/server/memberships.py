@@ -13,6 +13,7 @@ from .. import protocol
 from ..core.room import ALL, NONE, Room, Subscriber, Subscription
 from ..errors import EventNotAllowed, InvalidRequest, NotJoined, RateLimited, RoomFull
 from ..protocol import Ref
+from ..storage.directory import Place
 from . import history
 from .access import Permission
 from .handles import RoomHandle
@@ -134,7 +135,7 @@ class Memberships:
             room.resubscribe(subscriber, subscription)
         subscriber.held = []
         subscriber.held_bytes = 0
-        through = room.last_seq
+        through, counting = room.last_seq, room.last_unread_position
         try:
             message = await history.joined(
                 hub, room, subscriber, through=through, since=since, sync=sync, ref=ref
@@ -152,6 +153,8 @@ class Memberships:
         self._release(subscriber)
         if is_new:
             self._announced[room_id] = handle
+            hub.inbox.joined(session, handle, Place(through, counting))
+            hub.session_records.changed(session)
         return is_new
 
     def _release(self, subscriber: Subscriber) -> None:
@@ -185,6 +188,7 @@ class Memberships:
         self._drop(room_id)
         if reason is not None:
             self._session.send([protocol.encode_message({"type": "left", "room": room_id, "reason": reason})])
+        self._hub.session_records.changed(self._session)
         return self._announced.pop(room_id, None)
 
     def end_all(self) -> list[RoomHandle]:

@@ -70,6 +70,14 @@ class Metrics:
             "Rooms made, changed or deleted of which clients were not told, the queue being full",
             registry=r,
         )
+        self.members_dropped = Counter(
+            "dialogue_members_dropped",
+            "Joins that did not bring the room into the user's inbox, there being too many",
+            registry=r,
+        )
+        self.sessions_dropped = Counter(
+            "dialogue_sessions_dropped", "Sessions whose end was not kept, there being too many", registry=r
+        )
         self.append_seconds = Histogram("dialogue_append_seconds", "Time of one append", registry=r)
         self.append_events = Histogram(
             "dialogue_append_events",

@@ -88,7 +88,14 @@ class OpenRooms:
             limit = event_type.history.limit if event_type and event_type.history else 1
             page = await self.store.stream_page(room_id, name, before_position=state.last + 1, limit=limit)
             rings[name] = Ring.refill(limit, page.events, last_position=state.last, floor_seq=page.floor_seq)
-        room = Room(room_id, room_type, params, last_seq=head.last_seq, rings=rings)
+        room = Room(
+            room_id,
+            room_type,
+            params,
+            last_seq=head.last_seq,
+            last_unread_position=head.last_unread_position,
+            rings=rings,
+        )
         room.last_used = asyncio.get_running_loop().time()
         room_limits = room_type.config.limits
         if room_limits is not None:

@@ -131,8 +131,10 @@ class Session:
         finally:
             # From here on nothing is awaited before the rooms are left: a cancelled session must not stay in them.
             self._is_ended = True
+            self.hub.session_records.ended(self)
             left = self.memberships.end_all()
             self.hub.connections.end(self)
+            self.hub.inbox.disconnected(self)
             self._cancel_expiry()
             self._commands.close()
             for task in (reader, writer, closing):
@@ -172,6 +174,8 @@ class Session:
             self.hub.connections.identify(self, identity.user_id)
         self.identity = identity
         self.is_connected = True
+        self.hub.inbox.connected(self)
+        self.hub.session_records.connected(self)
         self._cancel_expiry()
         if identity.expires_at is not None:
             loop = asyncio.get_running_loop()

@@ -94,6 +94,9 @@ class Stopping:
         )
         if hub.handover is not None:
             await hub.handover.aclose(until=times.end)
+        # After the connections: their ends are what is left to be kept.
+        await hub.inbox.aclose(until=times.end)
+        await hub.session_records.aclose(until=times.end)
         await hub.reader.aclose(until=times.end)
         hub.feeds.close()
         hub.presence.close()

@@ -22,6 +22,7 @@
 const CLOSE_UNAUTHENTICATED = 4001;
 const CLOSE_PROTOCOL = 4002;
 const CLOSE_FRAME_TOO_BIG = 1009;
+const CLOSE_TOO_FAST = 4009;
 
 /** Commands that record something: sent in order, and again with their key. */
 const PUBLISHES = new Set(["trigger", "edit", "delete"]);
@@ -29,14 +30,23 @@ const PUBLISHES = new Set(["trigger", "edit", "delete"]);
 /** The server may or may not have recorded the trigger: only the same key makes a retry safe. */
 const OUTCOME_UNKNOWN = new Set(["STORE_UNAVAILABLE", "INTERNAL", "TIMEOUT"]);
 
+/** The server has not looked at it: nothing to do with what was asked, but with how much of it. */
+const TOO_FAST = new Set(["RATE_LIMITED", "BACKPRESSURE"]);
+
 /** Reasons for which a room that was joined before is asked for again, not given up. */
-const JOIN_LATER = new Set([
-  "STORE_UNAVAILABLE",
-  "INTERNAL",
-  "TIMEOUT",
-  "RATE_LIMITED",
-  "BACKPRESSURE",
-]);
+const JOIN_LATER = new Set([...OUTCOME_UNKNOWN, ...TOO_FAST]);
+
+/**
+ * Rooms that are resumed at a time. All at once, those of many rooms could cost more errors than
+ * a server allows: it would close this connection and every further one.
+ */
+const RESUMES_AT_ONCE = 50;
+
+/** The same after one was refused as too fast, until every room is back. */
+const RESUMES_AFTER_REFUSAL = 5;
+
+/** How long the client stays away when the server has closed because it was too fast. */
+const TOO_FAST_MS = 2000;
 
 /** Commands are joined into frames of about this size; a larger command travels alone. */
 const BATCH_CHARACTERS = 16 * 1024;
@@ -234,6 +244,10 @@ class Link {
   connectedAt = null;
   /** Joins sent on this link and not yet answered, by ref. At most one per room. */
   joins = new Map();
+  /** Rooms that are still to be resumed on this link, in this order. */
+  resumes = new Set();
+  /** While it runs no further room is resumed. */
+  resumePause = null;
 
   constructor(WebSocket, url, callbacks) {
     this.#callbacks = callbacks;
@@ -359,6 +373,7 @@ class Link {
     if (!this.alive) return;
     this.alive = false;
     clearTimeout(this.#silenceTimer);
+    clearTimeout(this.resumePause);
     this.#inbox = [];
     this.#next = 0;
     const socket = this.#socket;
@@ -413,6 +428,10 @@ class DialogueClient {
   /** Counts attempts to open; what an older attempt still brings is void. */
   #attempt = 0;
   #failures = 0;
+  #openNotBefore = 0;
+  #resumesAtOnce = RESUMES_AT_ONCE;
+  /** How often in a row resumes were too fast; those sent together count once. */
+  #resumeRefusals = 0;
   #retryTimer = null;
   #attemptTimer = null;
   #opening = null;
@@ -645,7 +664,8 @@ class DialogueClient {
     this.#attempt += 1;
     clearTimeout(this.#attemptTimer);
     clearTimeout(this.#retryTimer);
-    this.#retryTimer = setTimeout(() => this.#open(), this.#backoffMs(this.#failures));
+    const delay = Math.max(this.#backoffMs(this.#failures), this.#openNotBefore - Date.now());
+    this.#retryTimer = setTimeout(() => this.#open(), delay);
     this.#failures += 1;
     this.#setState(this.#everConnected ? "resuming" : "connecting");
   }
@@ -653,6 +673,7 @@ class DialogueClient {
   #wakeUp() {
     if (globalThis.document?.visibilityState === "hidden") return;
     if (this.#retryTimer !== null) {
+      if (Date.now() < this.#openNotBefore) return;
       this.#failures = 0;
       this.#open();
     } else if (this.#link?.connectedAt != null && this.#link.silentMs > this.#link.silenceMs * 0.75) {
@@ -665,7 +686,8 @@ class DialogueClient {
     if (link !== this.#link) return;
     this.#link = null;
     const stood = link.connectedAt !== null;
-    if (stood && Date.now() - link.connectedAt > STABLE_MS) this.#failures = 0;
+    if (code === CLOSE_TOO_FAST) this.#openNotBefore = Date.now() + TOO_FAST_MS;
+    else if (stood && Date.now() - link.connectedAt > STABLE_MS) this.#failures = 0;
     this.#detach();
     if (code === CLOSE_FRAME_TOO_BIG) this.#dropLargest();
     if (code === CLOSE_UNAUTHENTICATED || code === CLOSE_PROTOCOL) {
@@ -787,7 +809,11 @@ class DialogueClient {
     const resumed = this.#everConnected;
     this.#everConnected = true;
     // Before any handler runs: one that joins or triggers must come after what waits already.
-    for (const room of this.#rooms.values()) this.#join(room);
+    for (const room of this.#rooms.values()) {
+      if (room._cursor === null) this.#join(room);
+      else link.resumes.add(room);
+    }
+    this.#resumeMore();
     this.#flush(null);
     this.#opening?.resolve();
     this.#opening = null;
@@ -803,6 +829,7 @@ class DialogueClient {
         link.close(); // the close code that says the same may get lost in a proxy
         this.#gone(link, { code: CLOSE_UNAUTHENTICATED, reason: error.message });
       } else {
+        this.#openNotBefore = Date.now() + (error.retryAfterSeconds ?? 0) * 1000;
         this.#onError.emit(error);
         link.fail(1006, error.message);
       }
@@ -817,7 +844,10 @@ class DialogueClient {
     const request = this.#pending.get(message.ref);
     if (!request) this.#onError.emit(error);
     else if (request.isTrigger && OUTCOME_UNKNOWN.has(error.code)) this.#triggerAgain(request, error);
-    else this.#reject(request, error);
+    // Whether an earlier try was taken it does not say, so that only another try tells.
+    else if (request.isTrigger && request.sends > 1 && TOO_FAST.has(error.code)) {
+      this.#triggerAgain(request, error);
+    } else this.#reject(request, error);
   }
 
   // ---- requests
@@ -852,7 +882,9 @@ class DialogueClient {
         resolve,
         reject,
         sent: false,
+        sends: 0,
         attempts: 0,
+        refusals: 0,
         timer: null,
       };
       this.#pending.set(ref, request);
@@ -870,6 +902,7 @@ class DialogueClient {
 
   #send(request) {
     request.sent = true;
+    request.sends += 1;
     this.#link.send(request.text);
     request.timer = setTimeout(() => {
       const error = new DialogueError("TIMEOUT", "no answer in time");
@@ -905,13 +938,13 @@ class DialogueClient {
   #triggerAgain(request, error) {
     const { room } = request;
     clearTimeout(request.timer);
-    request.attempts += 1;
+    const tries = TOO_FAST.has(error.code) ? ++request.refusals : ++request.attempts;
     if (room._closed || request.attempts >= this.#limits.maxTriggerAttempts) {
       this.#reject(request, error);
       return;
     }
     request.sent = false;
-    const delay = Math.max(this.#backoffMs(request.attempts), (error.retryAfterSeconds ?? 0) * 1000);
+    const delay = Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
     // One pause for the room, not one per trigger: those refused together go again in order.
     room._pauseTimer ??= setTimeout(() => {
       room._pauseTimer = null;
@@ -934,10 +967,41 @@ class DialogueClient {
       if (room._options.events !== undefined) command.events = namesFrom(room._options.events);
     }
     link.joins.set(ref, room);
+    room._joinSends += 1;
     link.send(JSON.stringify(command));
     room._joinTimer = setTimeout(() => {
       if (link.joins.delete(ref)) this.#joinRefused(room, new DialogueError("TIMEOUT", "no answer to join"));
     }, this.#limits.requestTimeoutMs);
+  }
+
+  /** Resumes the rooms that wait, as many as may be on their way. */
+  #resumeMore() {
+    const link = this.#link;
+    if (link?.connectedAt == null || link.resumePause !== null) return;
+    for (const room of link.resumes) {
+      if (link.joins.size >= this.#resumesAtOnce) return;
+      link.resumes.delete(room);
+      if (!room._closed) this.#join(room);
+    }
+    if (link.joins.size === 0) {
+      this.#resumesAtOnce = RESUMES_AT_ONCE;
+      this.#resumeRefusals = 0;
+    }
+  }
+
+  /** The server counts the joins of all rooms together, and its errors, too. */
+  #pauseResumes(error) {
+    const link = this.#link;
+    this.#resumesAtOnce = RESUMES_AFTER_REFUSAL;
+    if (link.resumePause !== null) return;
+    const delay = Math.max(
+      this.#backoffMs(this.#resumeRefusals++),
+      (error.retryAfterSeconds ?? 0) * 1000,
+    );
+    link.resumePause = setTimeout(() => {
+      link.resumePause = null;
+      if (link === this.#link) this.#resumeMore();
+    }, delay);
   }
 
   #joined(message, link) {
@@ -945,6 +1009,7 @@ class DialogueClient {
     if (room) {
       link.joins.delete(message.ref);
       clearTimeout(room._joinTimer);
+      this.#resumeMore();
       if (room._closed) return; // left again while the answer was on its way
     } else {
       if (message.ref !== undefined && message.ref !== null) return; // answered after its timeout
@@ -980,19 +1045,25 @@ class DialogueClient {
 
   #joinRefused(room, error) {
     clearTimeout(room._joinTimer);
-    if (room._closed) return;
-    if (room._cursor === null) {
+    const isTooFast = TOO_FAST.has(error.code);
+    if (room._closed) {
+      // Nobody waits for it.
+    } else if (room._cursor === null && !(isTooFast && room._joinSends > 1)) {
       this.#forget(room, error);
     } else if (JOIN_LATER.has(error.code)) {
       const link = this.#link;
+      if (isTooFast) this.#pauseResumes(error);
       const delay = Math.max(this.#backoffMs(room._joinFailures++), (error.retryAfterSeconds ?? 0) * 1000);
       room._joinTimer = setTimeout(() => {
-        if (link === this.#link && !room._closed) this.#join(room);
+        if (link !== this.#link || room._closed) return;
+        link.resumes.add(room);
+        this.#resumeMore();
       }, delay);
     } else {
       this.#forget(room, error);
       room._onLeft.emit(error.code);
     }
+    this.#resumeMore();
   }
 
   #left(message) {
@@ -1066,6 +1137,7 @@ class Room {
   _resumeThrough = 0;
   _joinTimer = null;
   _joinFailures = 0;
+  _joinSends = 0;
   _pauseTimer = null;
 
   constructor(client, id, options) {

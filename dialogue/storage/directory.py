@@ -13,7 +13,7 @@ of any length, none of them with U+0000: whoever calls has seen to it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -57,6 +57,18 @@ class Marker(NamedTuple):
     def unread(self) -> int:
         """How many counting events are behind the marker."""
         return max(0, self.last_unread_position - self.unread_position)
+
+
+class Place(NamedTuple):
+    """How far someone has read a room.
+
+    Attributes:
+        seq: Through this event, inclusive; 0 for nothing.
+        unread_position: The room's number of counting events at that place.
+    """
+
+    seq: int
+    unread_position: int
 
 
 class SessionRecord(msgspec.Struct, frozen=True):
@@ -137,10 +149,16 @@ class Directory(ABC):
         """
 
     @abstractmethod
-    async def add_member(self, room_id: str, user_ids: Sequence[str]) -> list[Marker]:
+    async def add_member(
+        self, room_id: str, user_ids: Sequence[str], *, places: Mapping[str, Place] | None = None
+    ) -> list[Marker]:
         """Make users members of a room, at its present end: nothing before is unread.
 
         A marker that is there stays as it is. The room may have no record, and no events yet.
+
+        Args:
+            places: By user, where the marker is to stand instead: an earlier end of the room, as it was when the user
+                became a member. They are taken as they are.
 
         Returns:
             The present marker of each of *user_ids*, in their order; empty for none.

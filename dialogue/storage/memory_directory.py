@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from heapq import nlargest, nsmallest
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from ..events import CHANGES
-from .directory import Directory, Marker, RoomRecord, SessionRecord, StoredPlace, read_position
+from .directory import Directory, Marker, Place, RoomRecord, SessionRecord, StoredPlace, read_position
 
 if TYPE_CHECKING:
     from .base import RoomHead, Store
@@ -76,15 +76,18 @@ class MemoryDirectory(Directory):
         for user_id in list(self._members.get(room_id, ())):
             self._remove(room_id, user_id)
 
-    async def add_member(self, room_id: str, user_ids: Sequence[str]) -> list[Marker]:
+    async def add_member(
+        self, room_id: str, user_ids: Sequence[str], *, places: Mapping[str, Place] | None = None
+    ) -> list[Marker]:
         """Make users members of a room; see `Directory.add_member`."""
         self._check_open()
         head = await self._store.head(room_id)
         if not user_ids:
             return []
         members = self._members.setdefault(room_id, {})
+        end, places = Place(head.last_seq, head.last_unread_position), places or {}
         for user_id in user_ids:
-            members.setdefault(user_id, (head.last_seq, head.last_unread_position))
+            members.setdefault(user_id, places.get(user_id, end))
             self._rooms_of.setdefault(user_id, set()).add(room_id)
         return [_marker(room_id, user_id, members[user_id], head) for user_id in user_ids]
 

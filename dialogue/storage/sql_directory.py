@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Row, Select, delete, func, select, update
 
-from .directory import Directory, Marker, RoomRecord, SessionRecord, StoredPlace, read_position
+from .directory import Directory, Marker, Place, RoomRecord, SessionRecord, StoredPlace, read_position
 from .statements import chunks
 from .tables import created_rooms, events, markers, rooms, sessions, upsert
 
@@ -77,7 +77,9 @@ class SQLDirectory(Directory):
 
         await self._change(work)
 
-    async def add_member(self, room_id: str, user_ids: Sequence[str]) -> list[Marker]:
+    async def add_member(
+        self, room_id: str, user_ids: Sequence[str], *, places: Mapping[str, Place] | None = None
+    ) -> list[Marker]:
         """Make users members of a room; see `Directory.add_member`."""
         wanted = tuple(user_ids)
         if not wanted:
@@ -85,7 +87,8 @@ class SQLDirectory(Directory):
         # Most who join are members already, and a read keeps no append waiting.
         found = await self._read(lambda connection: _markers_in(connection, room_id, wanted))
         if found.keys() != set(wanted):
-            found = await self._change(lambda connection: _add(connection, room_id, wanted))
+            at = dict(places or {})
+            found = await self._change(lambda connection: _add(connection, room_id, wanted, at))
         return [found[user_id] for user_id in wanted]
 
     async def remove_member(self, room_id: str, user_id: str) -> bool:
@@ -226,13 +229,15 @@ def _markers_in(connection: Connection, room_id: str, user_ids: Sequence[str]) -
     return found
 
 
-def _add(connection: Connection, room_id: str, user_ids: Sequence[str]) -> dict[str, Marker]:
+def _add(
+    connection: Connection, room_id: str, user_ids: Sequence[str], places: Mapping[str, Place]
+) -> dict[str, Marker]:
     """Make the markers that are missing; return all of them."""
-    seq, position = _end(connection, room_id)
+    end = Place(*_end(connection, room_id))
     connection.execute(
         upsert(connection.dialect, markers),
         [
-            {"room_id": room_id, "user_id": user_id, "seq": seq, "unread_position": position}
+            {"room_id": room_id, "user_id": user_id, **places.get(user_id, end)._asdict()}
             for user_id in user_ids
         ],
     )

@@ -34,7 +34,7 @@ except ImportError as error:
 
 from ..events import Target
 from ..storage.base import Store
-from ..storage.directory import Marker, RoomRecord, SessionRecord
+from ..storage.directory import Marker, Place, RoomRecord, SessionRecord
 from .store_contract import change_of, draft
 
 UNCOUNTED = frozenset(("reaction",))
@@ -162,6 +162,18 @@ class DirectoryContract:
             0,
             2,
         ]
+
+    async def test_a_member_may_be_noted_later_at_an_earlier_end(self, store: Store) -> None:
+        """Where the room ended when the user became a member; a marker that is there stays as it is."""
+        await publish(store, "message", "reaction")
+        at = Place(2, 1)
+        await publish(store, "message", "reaction", "message")
+        added = await store.directory.add_member("general", ["ann", "bob"], places={"ann": at})
+        assert [(marker.seq, marker.unread) for marker in added] == [(2, 2), (5, 0)]
+        again = await store.directory.add_member(
+            "general", ["bob", "ann"], places={"bob": at, "ann": Place(0, 0)}
+        )
+        assert [(marker.seq, marker.unread) for marker in again] == [(5, 0), (2, 2)]
 
     async def test_a_member_who_is_removed_has_no_marker(self, store: Store) -> None:
         """It says whether there was one; coming back means everything is read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 from ..errors import StoreError
 from ..events import Draft
@@ -18,7 +18,7 @@ from ..storage.base import (
     StreamState,
     UserEvents,
 )
-from ..storage.directory import Directory, Marker, RoomRecord, SessionRecord
+from ..storage.directory import Directory, Marker, Place, RoomRecord, SessionRecord
 
 
 class FaultyStore(Store):
@@ -187,8 +187,10 @@ class FaultyDirectory(Directory):
     async def remove_room(self, room_id: str) -> None:
         await self._change().remove_room(room_id)
 
-    async def add_member(self, room_id: str, user_ids: Sequence[str]) -> list[Marker]:
-        return await self._change().add_member(room_id, user_ids)
+    async def add_member(
+        self, room_id: str, user_ids: Sequence[str], *, places: Mapping[str, Place] | None = None
+    ) -> list[Marker]:
+        return await self._change().add_member(room_id, user_ids, places=places)
 
     async def remove_member(self, room_id: str, user_id: str) -> bool:
         return await self._change().remove_member(room_id, user_id)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialogue.client.effects import (
+    Announced,
     Deliver,
     DropConnection,
     Effect,
@@ -19,13 +20,16 @@ from dialogue.client.effects import (
     Joined,
     Left,
     OpenConnection,
+    PresenceChanged,
     Reset,
     Resolved,
     Send,
     StateChanged,
     Timing,
     Trouble,
+    UnreadChanged,
 )
+from dialogue.client.memberships import RESUMES_AT_ONCE
 from dialogue.client.session import Session
 from dialogue.errors import (
     Backpressure,
@@ -34,6 +38,8 @@ from dialogue.errors import (
     DialogueError,
     MessageTooLarge,
     NotJoined,
+    RateLimited,
+    RoomExists,
     StoreUnavailable,
     Unauthenticated,
 )
@@ -584,6 +590,274 @@ def test_states_are_told_in_order(link: Link) -> None:
     ]
 
 
+class Bucket:
+    """Tokens as the server counts them."""
+
+    def __init__(self, tokens: float, per_second: float, now: float) -> None:
+        self.tokens, self.most, self.per_second, self.at = tokens, tokens, per_second, now
+
+    def take(self, now: float) -> float:
+        """Take a token; return the seconds until there is one, 0 if one was taken."""
+        self.tokens = min(self.most, self.tokens + (now - self.at) * self.per_second)
+        self.at = now
+        if self.tokens < 1:
+            return (1 - self.tokens) / self.per_second
+        self.tokens -= 1
+        return 0.0
+
+
+def test_a_thousand_rooms_are_back_although_the_server_lets_no_more_in() -> None:
+    """With the joins of the user used up, all rooms come back in time, and errors stay below what closes."""
+    link = Link()
+    link.start()
+    rooms = [f"r{number}" for number in range(1000)]
+    for room in rooms:
+        link.join(room)
+    link.settle()
+    link.lose()
+    joins = Bucket(60, 40, link.now)
+    joins.tokens = 0
+    errors = Bucket(120, 2, link.now)
+
+    def refuse_too_fast(connection: FakeConnection, command: Message) -> bool:
+        if command["type"] != "join" or not (seconds := joins.take(link.now)):
+            return False
+        assert not errors.take(link.now), "the server would close the connection"
+        return link.server.error(connection, command, "RATE_LIMITED", retry_after_seconds=seconds)
+
+    link.server.intercept = refuse_too_fast
+    link.open()
+    began = link.now
+    while not all(room.is_current for room in link.session.rooms.values()):
+        link.serve()
+        link.hear()
+        link.now += 0.05
+        if (deadline := link.session.deadline) is not None and link.now >= deadline:
+            link.session.tick(link.now)
+            link.apply()
+        # So that silence is not what it is about.
+        assert link.connection is not None
+        link.connection.send({"type": "ping"})
+        assert link.now < began + 600
+    assert link.all_of(Left) == []
+    assert link.connection is not None
+    assert set(link.connection.subscriptions) == set(rooms)
+
+
+def test_what_waits_for_a_room_goes_when_its_resume_is_sent() -> None:
+    """With more rooms than are resumed at once, triggers of the later ones wait, shedding or not."""
+    link = Link()
+    link.start()
+    rooms = [f"r{number}" for number in range(RESUMES_AT_ONCE + 1)]
+    for room in rooms:
+        link.join(room)
+    link.settle()
+    link.lose()
+    ref = link.trigger("a", room=rooms[-1])
+    link.open()
+    link.serve()
+    link.hear(1)
+    assert [command["type"] for command in link.to_server] == ["join"] * RESUMES_AT_ONCE
+    link.serve()
+    link.hear(is_shedding=True)
+    assert [command["type"] for command in link.to_server] == ["join", "trigger"]
+    link.serve()
+    link.hear(is_shedding=True)
+    assert link.resolved[ref]["seq"] == 1
+
+
+def test_a_room_that_waits_for_its_resume_can_be_left(joined: Link) -> None:
+    """The server, which has not let the client back in, says so; the room is left, and not asked for again."""
+    joined.lose()
+    joined.server.intercept = lambda connection, command: (
+        (command["type"] == "join" and joined.server.error(connection, command, "BACKPRESSURE"))
+        or (command["type"] == "leave" and joined.server.error(connection, command, "NOT_JOINED"))
+    )
+    joined.open()
+    for _ in range(2):
+        joined.serve()
+        joined.hear()
+    ref = joined.session.leave(ROOM)
+    joined.apply()
+    joined.settle()
+    assert joined.resolved[ref]["type"] == "ok"
+    assert joined.session.rooms == {}
+    assert joined.connection is not None
+    commands = [command["type"] for command in joined.connection.commands]
+    joined.now += 40
+    joined.session.tick(joined.now)
+    joined.apply()
+    joined.settle()
+    assert [command["type"] for command in joined.connection.commands] == commands
+
+
+def test_rooms_that_are_always_refused_keep_no_others_out() -> None:
+    """They are asked for last."""
+    link = Link()
+    link.start()
+    for number in range(RESUMES_AT_ONCE + 10):
+        link.join(f"r{number}")
+    link.settle()
+    link.lose()
+    hopeless = {f"r{number}" for number in range(RESUMES_AT_ONCE)}
+    link.server.intercept = lambda connection, command: (
+        command.get("room") in hopeless and link.server.error(connection, command, "RATE_LIMITED")
+    )
+    link.open()
+    rooms = link.session.rooms
+    for _ in range(500):
+        link.serve()
+        link.hear()
+        if all(room.is_current for room in rooms.values() if room.room_id not in hopeless):
+            break
+        if link.to_server:
+            continue
+        assert link.session.deadline is not None
+        link.now = max(link.now, link.session.deadline)
+        link.session.tick(link.now)
+        link.apply()
+    assert {room_id for room_id in rooms if rooms[room_id].is_current} == set(rooms) - hopeless
+
+
+@pytest.mark.parametrize("code", ["RATE_LIMITED", "BACKPRESSURE"])
+def test_a_first_try_that_is_too_fast_fails_and_says_when_to_come_again(joined: Link, code: str) -> None:
+    """Join and trigger leave it to the caller."""
+    joined.server.intercept = lambda connection, command: joined.server.error(
+        connection, command, code, retry_after_seconds=2.5
+    )
+    refs = [joined.join("other"), joined.trigger("a")]
+    joined.serve()
+    joined.hear()
+    for ref in refs:
+        error = joined.failed[ref]
+        assert isinstance(error, RateLimited | Backpressure)
+        assert error.retry_after_seconds == 2.5
+
+
+def test_what_is_sent_again_and_is_too_fast_then_is_tried_until_it_is_taken(joined: Link) -> None:
+    """A join and triggers whose answers were lost: not before the time that the server says, in order."""
+    joins = joined.join("other")
+    triggers = [joined.trigger(text) for text in "ab"]
+    joined.serve()
+    joined.lose()
+    refusals = {"other": 3, ROOM: 9}
+
+    def refuse(connection: FakeConnection, command: Message) -> bool:
+        if command["type"] == "connect" or "since" in command or not refusals[command["room"]]:
+            return False
+        refusals[command["room"]] -= 1
+        return joined.server.error(connection, command, "RATE_LIMITED", retry_after_seconds=3)
+
+    joined.server.intercept = refuse
+    joined.open()
+    for _ in range(2):
+        joined.serve()
+        joined.hear()
+    assert not joined.to_server
+    assert joined.session.deadline is not None
+    assert joined.session.deadline >= joined.now + 3
+    joined.settle()
+    assert joined.resolved[joins]["room"] == "other"
+    assert [joined.resolved[ref]["seq"] for ref in triggers] == [1, 2]
+    assert refusals == {"other": 0, ROOM: 0}
+
+
+def test_a_client_that_was_too_fast_stays_away_for_a_while(link: Link) -> None:
+    """Close code 4009: neither at once nor with a backoff that begins anew, however long it stood."""
+    link.settle()
+    link.now += 40
+    link.lose(4009)
+    assert link.session.deadline is not None
+    assert link.session.deadline >= link.now + Timing().too_fast_seconds
+    link.settle()
+    assert link.session.state == "connected"
+
+
+def test_a_refused_greeting_says_when_to_come_again(link: Link) -> None:
+    """As with too many connections of one user."""
+    link.server.intercept = lambda connection, command: link.server.error(
+        connection, command, "RATE_LIMITED", retry_after_seconds=7
+    )
+    link.serve()
+    link.hear()
+    assert link.session.deadline is not None
+    assert link.session.deadline >= link.now + 7
+
+
+def test_changes_of_presence_unread_and_rooms_are_told(joined: Link) -> None:
+    """Without ref they are news; of a room that is not joined there is none."""
+    assert joined.connection is not None
+    room = {"id": "new", "name": "New", "size": 0}
+    for message in (
+        {"type": "presence", "room": ROOM, "joined": ["bob"], "count": 2},
+        {"type": "presence", "room": ROOM, "left": ["bob"], "count": 1},
+        {"type": "presence", "room": "other", "joined": ["eve"], "count": 1},
+        {"type": "unread", "unread": {"other": 3}},
+        {"type": "room_created", **room},
+        {"type": "room_deleted", "room": "new"},
+    ):
+        joined.connection.send(message)
+    joined.others.clear()
+    joined.hear()
+    assert joined.others == [
+        PresenceChanged(ROOM, ("bob",), (), 2),
+        PresenceChanged(ROOM, (), ("bob",), 1),
+        UnreadChanged({"other": 3}),
+        Announced("room_created", "new", {"type": "room_created", **room}),
+        Announced("room_deleted", "new", {"type": "room_deleted", "room": "new"}),
+    ]
+
+
+def test_reads_and_changes_are_answered_by_their_ref(joined: Link) -> None:
+    """Also when the first answer was lost with its connection."""
+    answers: dict[str, Message] = {
+        "presence": {"type": "presence", "room": ROOM, "users": ["ann"], "count": 1},
+        "unread": {"type": "unread", "unread": {ROOM: 2}},
+        "mark_read": {"type": "ok", "unread": 0},
+    }
+
+    def answer(connection: FakeConnection, command: Message) -> bool:
+        if command["type"] not in answers:
+            return False
+        connection.send({**answers[command["type"]], "ref": command["ref"]})
+        return True
+
+    joined.server.intercept = answer
+    refs = {
+        "presence": joined.session.read({"type": "presence", "room": ROOM}),
+        "unread": joined.session.read({"type": "unread"}),
+        "mark_read": joined.session.change({"type": "mark_read", "room": ROOM, "seq": 0}),
+    }
+    joined.apply()
+    joined.serve()
+    joined.lose()
+    joined.settle()
+    assert {name: joined.resolved[ref] for name, ref in refs.items()} == {
+        name: {**answers[name], "ref": ref} for name, ref in refs.items()
+    }
+    with pytest.raises(ValueError, match="not a read"):
+        joined.session.read({"type": "mark_read"})
+    with pytest.raises(ValueError, match="not a change"):
+        joined.session.change({"type": "rooms"})
+
+
+def test_a_room_that_an_earlier_try_has_deleted_is_deleted(joined: Link) -> None:
+    """Sent again it is not found; one that was made meanwhile may be someone else's."""
+    refs = {
+        kind: joined.session.change({"type": kind, "room": "x"}) for kind in ("delete_room", "create_room")
+    }
+    joined.apply()
+    joined.serve()
+    joined.lose()
+    codes = {"delete_room": "ROOM_NOT_FOUND", "create_room": "ROOM_EXISTS"}
+    joined.server.intercept = lambda connection, command: (
+        command["type"] in codes and joined.server.error(connection, command, codes[command["type"]])
+    )
+    joined.settle()
+    assert joined.resolved[refs["delete_room"]]["type"] == "ok"
+    assert isinstance(joined.failed[refs["create_room"]], RoomExists)
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("publish"), st.sampled_from(["message", "alert"])),
@@ -597,6 +871,7 @@ STEPS = st.lists(
         st.tuples(st.just("silence"), st.none()),
         st.tuples(st.just("repeat"), st.none()),
         st.tuples(st.just("unavailable"), st.integers(1, 3)),
+        st.tuples(st.just("too_fast"), st.integers(1, 3)),
         st.tuples(st.just("rejoin"), st.none()),
         st.tuples(st.just("epoch"), st.none()),
     ),
@@ -616,10 +891,19 @@ class Story(Link):
         self.names = names
         self.triggers: list[tuple[str, int]] = []
         self.unavailable = 0
+        self.too_fast = 0
+        self.seen_keys: set[str] = set()
         self.published = 0
         self.server.intercept = self._intercept
 
     def _intercept(self, connection: FakeConnection, command: Message) -> bool:
+        is_known = command.get("key") in self.seen_keys or "since" in command
+        if self.too_fast and is_known and command["type"] in ("trigger", "join"):
+            # What is sent for the first time would fail, and rightly so.
+            self.too_fast -= 1
+            return self.server.error(connection, command, "RATE_LIMITED", retry_after_seconds=0.5)
+        if command["type"] == "trigger":
+            self.seen_keys.add(command["key"])
         if self.unavailable and command["type"] in ("trigger", "join") and "ref" in command:
             is_resume = "since" in command
             if command["type"] == "join" and not is_resume:
@@ -667,6 +951,8 @@ class Story(Link):
                     self.connection.outbox[:0] = told[-2:]
             case "unavailable":
                 self.unavailable = argument
+            case "too_fast":
+                self.too_fast = argument
             case "rejoin":
                 self.join(events=self.names)
             case "epoch":
@@ -695,7 +981,7 @@ def test_any_interleaving_is_exact(
     start = story.session.rooms[ROOM].cursor
     for action, argument in steps:
         story.step(action, argument)
-    story.unavailable = 0
+    story.unavailable = story.too_fast = 0
     story.settle()
 
     seqs = story.seqs
@@ -712,5 +998,5 @@ def test_any_interleaving_is_exact(
     for text, ref in story.triggers:
         seq = story.resolved[ref]["seq"]
         assert log[seq - 1]["data"] == text
-    if not any(action == "unavailable" for action, _ in steps):
+    if not any(action in ("unavailable", "too_fast") for action, _ in steps):
         assert recorded == [text for text, _ in story.triggers], "in the order made"

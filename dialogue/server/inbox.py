@@ -1,0 +1,519 @@
+"""The inbox: which rooms a user is a member of, how far each is read, and how many events are unread.
+
+A marker row is the membership: made by the first join or by `add_member`, and kept whether the user is connected or
+not. Of the users that are online the markers are in memory, read by one query when the first connection of a user is
+told ``connected``; from then on nothing but this changes them, so counts are a subtraction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from ..config import DirectRoom, RoomType
+from ..core.cursor import MAX_SEQ
+from ..core.room import Room
+from ..errors import Internal, InvalidRequest, NotJoined, StoreUnavailable
+from ..storage.directory import Marker, Place
+from .handles import RoomHandle
+from .member_writes import FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, MemberWrites
+from .unread_pushes import UnreadPushes
+
+if TYPE_CHECKING:
+    from .hub import Hub
+    from .session import Session
+
+ROOMS_PER_INBOX = 10_000
+"""Most rooms that joins bring into one inbox; a further join brings none, and is counted."""
+
+LOADS_AT_ONCE = 8
+"""How many users' markers are read at a time."""
+
+DEPARTED_USERS = 1_000
+"""For how many users who have gone, before their markers could be read, it is kept what they have joined."""
+
+
+class OnlineUser:
+    """The inbox of a user with open connections.
+
+    Attributes:
+        sessions: The connections, with what they may read of rooms that they are not in: by room, whether, and until
+            when that is remembered, in seconds of the loop's clock.
+        places: Where the user's markers stand, by room; complete once *is_loaded*.
+        joined: The rooms that were joined before, with their ends then.
+        removed: The rooms that the user was removed from before.
+    """
+
+    __slots__ = ("attempt", "is_loaded", "joined", "loading", "places", "removed", "sessions", "user_id")
+
+    def __init__(self, user_id: str) -> None:
+        self.user_id = user_id
+        self.sessions: dict[Session, dict[str, tuple[bool, float]]] = {}
+        self.places: dict[str, Place] = {}
+        self.joined: dict[str, Place] = {}
+        self.removed: set[str] = set()
+        self.is_loaded = False
+        self.loading: asyncio.Task[None] | None = None
+        self.attempt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class WatchedRoom:
+    """A room in the inbox of somebody who is online.
+
+    Attributes:
+        end: The room's number of counting events.
+        users: Whose inbox it is in.
+    """
+
+    __slots__ = ("end", "users")
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self.users: dict[OnlineUser, None] = {}
+
+
+class Inbox:
+    """Keeps markers and counts. An async context manager; `aclose` writes what was joined."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._online: dict[str, OnlineUser] = {}
+        self.watched: dict[str, WatchedRoom] = {}
+        self.writes = MemberWrites(hub, written=self._on_written)
+        self._pushes = UnreadPushes(hub, self)
+        self._load_slots = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._loads = 0
+        self._departed: dict[OnlineUser, None] = {}
+        self._is_failing = False
+        # The ends of the rooms that were published into while markers are being read.
+        self._meanwhile: dict[str, int] = {}
+
+    async def __aenter__(self) -> Inbox:
+        await self.writes.__aenter__()
+        await self._pushes.__aenter__()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose(until=None)
+
+    async def aclose(self, *, until: float | None) -> None:
+        """Tell nothing more, and write what was joined, until loop time *until*. May be called twice."""
+        await self._pushes.__aexit__()
+        for user in list(self._online.values()):
+            if user.loading is not None:
+                user.loading.cancel()
+            self._hub.metrics.members_dropped.inc(len(user.joined))
+        await self.writes.aclose(until=until)
+
+    # -- who is online -------------------------------------------------------------------------------------------
+
+    def connected(self, session: Session) -> None:
+        """Note a connection that is told ``connected``, or has new credentials."""
+        user = self._online.get(session.user_id)
+        if user is None:
+            user = self._online[session.user_id] = OnlineUser(session.user_id)
+        self._departed.pop(user, None)
+        # What the old credentials allowed is asked again.
+        user.sessions[session] = {}
+        if not user.is_loaded and user.loading is None and not is_anonymous(session):
+            self._loads += 1
+            user.loading = self._hub.spawn(self._load(user), name="dialogue-inbox-load")
+
+    def disconnected(self, session: Session) -> None:
+        """Forget a connection that has ended, and with the last one what is kept of its user."""
+        user = self._online.get(session.user_id)
+        if user is None or user.sessions.pop(session, None) is None or user.sessions:
+            return
+        if user.joined:
+            # Kept until it is known in which of the rooms the user was a member before.
+            self._departed[user] = None
+            if len(self._departed) > DEPARTED_USERS:
+                oldest = next(iter(self._departed))
+                self._hub.metrics.members_dropped.inc(len(oldest.joined))
+                self._forget(oldest)
+            return
+        self._forget(user)
+
+    def _forget(self, user: OnlineUser) -> None:
+        self._departed.pop(user, None)
+        self._online.pop(user.user_id, None)
+        for room_id in list(user.places):
+            self._unset(user, room_id)
+        if user.loading is not None:
+            user.loading.cancel()
+
+    async def _load(self, user: OnlineUser) -> None:
+        """Read a user's markers, until that succeeds or the user has gone."""
+        hub, failures = self._hub, 0
+        try:
+            while not user.is_loaded:
+                try:
+                    async with self._load_slots:
+                        markers = await hub.store.directory.markers(user.user_id)
+                except StoreUnavailable as error:
+                    failures += 1
+                    self._on_load_failed(user, error)
+                    seconds = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 20))
+                    await asyncio.sleep(seconds * (0.5 + hub.random.random() / 2))
+                else:
+                    self._is_failing = False
+                    self._on_loaded(user, markers)
+        finally:
+            user.loading = None
+            user.attempt.cancel()
+            self._loads -= 1
+            if not self._loads:
+                self._meanwhile.clear()
+
+    def _on_load_failed(self, user: OnlineUser, error: StoreUnavailable) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            self._hub.log.warning("unread markers cannot be read now; it is tried again: %s", error)
+        attempt, user.attempt = user.attempt, asyncio.get_running_loop().create_future()
+        attempt.set_exception(StoreUnavailable("unread counts cannot be read now", retry_after_seconds=1))
+        attempt.exception()  # those who wait are told; nobody waiting is no reason for a warning
+
+    def _on_loaded(self, user: OnlineUser, markers: Sequence[Marker]) -> None:
+        changed = []
+        for marker in markers:
+            room_id = marker.room_id
+            if room_id not in user.removed:
+                self._set(user, marker)
+                if room_id in self._meanwhile:
+                    watched = self.watched[room_id]
+                    watched.end = max(watched.end, self._meanwhile[room_id])
+                    changed.append(room_id)
+        user.is_loaded = True
+        user.attempt.set_result(None)
+        for room_id, place in self.writes.waiting_of(user.user_id).items():
+            self._set(user, Marker(room_id, user.user_id, *place, place.unread_position))
+        joined, user.joined = user.joined, {}
+        user.removed.clear()
+        for room_id, place in joined.items():
+            self._become_member(user, room_id, place)
+        self._pushes.tell(user, changed)
+        if not user.sessions:
+            self._forget(user)
+
+    async def _loaded(self, user: OnlineUser) -> None:
+        """Return when a user's markers are known, or nobody reads them any more.
+
+        Raises:
+            StoreUnavailable: They cannot be read now.
+        """
+        while not user.is_loaded and user.loading is not None:
+            attempt = user.attempt
+            await asyncio.wait({attempt})
+            if attempt.cancelled():
+                break
+            attempt.result()
+
+    async def _inbox_of(self, session: Session) -> OnlineUser:
+        """Return the inbox of a connection's user, once it is known.
+
+        Raises:
+            StoreUnavailable: It cannot be read now.
+            NotJoined: The connection has ended.
+        """
+        user = self._online.get(session.user_id)
+        if user is not None:
+            await self._loaded(user)
+        if user is None or session not in user.sessions:
+            raise NotJoined("the connection has ended")
+        if not user.is_loaded and not is_anonymous(session):
+            raise Internal  # the log has the reason
+        return user
+
+    async def _known(self, user_id: str) -> OnlineUser | None:
+        """Return a user's inbox if it is in memory.
+
+        Raises:
+            StoreUnavailable: It cannot be read now.
+        """
+        user = self._online.get(user_id)
+        if user is not None:
+            await self._loaded(user)
+            user = self._online.get(user_id)
+        return user if user is not None and user.is_loaded else None
+
+    # -- markers in memory ---------------------------------------------------------------------------------------
+
+    def _set(self, user: OnlineUser, marker: Marker) -> None:
+        """Note where a marker stands; never backwards."""
+        room_id = sys.intern(marker.room_id)
+        watched = self.watched.get(room_id)
+        if watched is None:
+            watched = self.watched[room_id] = WatchedRoom(0)
+        room = self._hub.rooms.get(room_id)
+        told = room.last_unread_position if room is not None else 0
+        watched.end = max(watched.end, marker.last_unread_position, told)
+        watched.users[user] = None
+        place = Place(marker.seq, marker.unread_position)
+        user.places[room_id] = max(place, user.places.get(room_id, place))
+
+    def _unset(self, user: OnlineUser, room_id: str) -> None:
+        if user.places.pop(room_id, None) is not None:
+            watched = self.watched[room_id]
+            watched.users.pop(user, None)
+            if not watched.users:
+                del self.watched[room_id]
+
+    def count(self, user: OnlineUser, room_id: str) -> int | None:
+        """Return how many events of a room are unread; None if the user is no member."""
+        place = user.places.get(room_id)
+        return None if place is None else max(0, self.watched[room_id].end - place.unread_position)
+
+    def counted(self, room: Room) -> None:
+        """Note that counting events were told in *room*. Never waits, and is called for each group."""
+        watched = self.watched.get(room.room_id)
+        if watched is not None:
+            watched.end = max(watched.end, room.last_unread_position)
+            self._pushes.put(room.room_id)
+        if self._loads:
+            self._meanwhile[room.room_id] = room.last_unread_position
+
+    def _on_written(self, room_id: str, markers: Sequence[Marker]) -> None:
+        for marker in markers:
+            user = self._online.get(marker.user_id)
+            if user is not None and not user.is_loaded:
+                # The read that is under way may have begun before.
+                user.joined.setdefault(room_id, Place(marker.seq, marker.unread_position))
+            elif user is not None:
+                is_new = room_id not in user.places
+                self._set(user, marker)
+                if is_new and self.count(user, room_id):
+                    self._pushes.tell(user, [room_id])
+
+    # -- becoming a member ---------------------------------------------------------------------------------------
+
+    def joined(self, session: Session, handle: RoomHandle, place: Place) -> None:
+        """Note a connection's first join of a room, which ended at *place*. Never waits, never fails."""
+        user = self._online.get(session.user_id)
+        if user is None or is_anonymous(session) or not counts_any(handle.room_type):
+            return
+        if user.is_loaded:
+            self._become_member(user, handle.room_id, place)
+        else:
+            user.joined.setdefault(handle.room_id, place)
+
+    def _become_member(self, user: OnlineUser, room_id: str, place: Place) -> None:
+        """Make a user, whose markers are known, a member of a joined room."""
+        found = self._hub.registry.find(room_id)
+        if room_id in user.places or found is None:
+            return
+        if len(user.places) >= ROOMS_PER_INBOX:
+            self._hub.metrics.members_dropped.inc()
+            return
+        room_type, params = found
+        # Both of a pair: who was never there is told of what the other one writes.
+        members = params.values() if isinstance(room_type.config, DirectRoom) else [user.user_id]
+        for user_id in dict.fromkeys(members):
+            online = self._online.get(user_id)
+            if online is not None and online.is_loaded:
+                if room_id in online.places or len(online.places) >= ROOMS_PER_INBOX:
+                    continue
+                self._set(online, Marker(room_id, user_id, *place, place.unread_position))
+            self.writes.put(room_id, user_id, place)
+
+    async def add_member(self, room_id: str, user_id: str) -> None:
+        """Make a user a member of a room; see `Dialogue.add_member`."""
+        RoomHandle(self._hub, room_id)  # raises RoomNotFound where there is none
+        self._hub.registry.check_usable(room_id)
+        self._hub.admission.check_connection_user(user_id)
+        await self.writes.add(room_id, user_id)
+
+    def _end(self, room_id: str) -> Place:
+        room = self._hub.rooms.get(room_id)
+        return Place(0, 0) if room is None else Place(room.last_seq, room.last_unread_position)
+
+    async def members(self, room_id: str, *, after: str, limit: int) -> list[str]:
+        """Return the ids of a room's members; see `RoomHandle.members`."""
+        if limit < 1:
+            raise ValueError("limit is at least 1")
+        await self.writes.write(room_id)
+        return await self._hub.store.directory.members(room_id, after=after, limit=limit)
+
+    # -- ceasing to be one ---------------------------------------------------------------------------------------
+
+    def removed(self, user_id: str, room_id: str) -> None:
+        """Show a user nothing more of a room, at once."""
+        self.writes.forget(room_id, user_id)
+        user = self._online.get(user_id)
+        if user is not None:
+            user.joined.pop(room_id, None)
+            if not user.is_loaded:
+                user.removed.add(room_id)
+            self._unset(user, room_id)
+        self.forget_permission(user_id, room_id)
+
+    async def remove_member(self, user_id: str, room_id: str) -> None:
+        """Remove a user's marker, after `removed`.
+
+        Raises:
+            StoreUnavailable: It is not known to be removed.
+        """
+        await self.writes.remove(room_id, user_id)
+
+    def forget_permission(self, user_id: str, room_id: str) -> None:
+        """Ask the guards of a room again before a user is told of it."""
+        user = self._online.get(user_id)
+        for remembered in user.sessions.values() if user is not None else ():
+            remembered.pop(room_id, None)
+
+    def forget_room(self, room_id: str) -> None:
+        """Forget a room that was deleted."""
+        self.writes.forget_room(room_id)
+        self._meanwhile.pop(room_id, None)
+        watched = self.watched.get(room_id)
+        for user in list(watched.users) if watched is not None else ():
+            self._unset(user, room_id)
+        for user in self._online.values():
+            if not user.is_loaded:
+                user.joined.pop(room_id, None)
+                user.removed.add(room_id)
+
+    def forget_user(self, user_id: str) -> None:
+        """Forget what a user is a member of; the markers are for the directory to remove."""
+        self.writes.forget_user(user_id)
+        user = self._online.get(user_id)
+        if user is None:
+            return
+        user.joined.clear()
+        for room_id in list(user.places):
+            self._unset(user, room_id)
+        if user.loading is not None:
+            user.loading.cancel()
+            # What is being read is gone with the answer.
+            self._on_loaded(user, ())
+
+    # -- counting ------------------------------------------------------------------------------------------------
+
+    async def answer(self, session: Session, room_ids: Collection[str] | None) -> dict[str, int]:
+        """Return the unread counts that a connection may see: see the command ``unread``.
+
+        Raises:
+            StoreUnavailable: They cannot be read now.
+        """
+        user = await self._inbox_of(session)
+        wanted = None if room_ids is None else frozenset(room_ids)
+        asked = [room_id for room_id in user.places if wanted is None or room_id in wanted]
+        return await self._pushes.counts(user, session, asked)
+
+    async def unread(self, user_id: str, room_ids: Collection[str] | None = None) -> dict[str, int]:
+        """Return a user's unread counts, with no guard asked; see `Dialogue.unread`."""
+        user = await self._known(user_id)
+        if user is not None:
+            counts = {room_id: self.count(user, room_id) or 0 for room_id in user.places}
+        else:
+            # Before and after: what is written meanwhile is in neither the one nor the answer.
+            waiting = self.writes.waiting_of(user_id)
+            markers = await self._hub.store.directory.markers(user_id, room_ids)
+            counts = {marker.room_id: marker.unread for marker in markers}
+            for room_id, place in {**waiting, **self.writes.waiting_of(user_id)}.items():
+                told = self._end(room_id).unread_position
+                counts.setdefault(room_id, max(0, told - place.unread_position))
+        wanted = counts if room_ids is None else room_ids
+        known = [
+            room_id for room_id in sorted(counts) if room_id in wanted and self._hub.registry.find(room_id)
+        ]
+        return {room_id: counts[room_id] for room_id in known}
+
+    async def read_through(self, user_id: str, room_ids: Collection[str]) -> dict[str, int]:
+        """Return how far a user has read those of *room_ids* that are in the inbox.
+
+        Raises:
+            StoreUnavailable: It cannot be told now.
+        """
+        user = await self._known(user_id)
+        if user is not None:
+            return {room_id: user.places[room_id].seq for room_id in room_ids if room_id in user.places}
+        waiting = self.writes.waiting_of(user_id)
+        markers = await self._hub.store.directory.markers(user_id, room_ids)
+        waiting |= self.writes.waiting_of(user_id)
+        seqs = {room_id: place.seq for room_id, place in waiting.items() if room_id in room_ids}
+        return seqs | {marker.room_id: marker.seq for marker in markers}
+
+    # -- marking -------------------------------------------------------------------------------------------------
+
+    async def mark(self, session: Session, room_id: str, seq: int) -> int:
+        """Mark a room as read through *seq* for a connection's user; return what is unread.
+
+        Raises:
+            InvalidRequest: *seq* is out of range.
+            RoomNotFound, NotJoined: There is no such room, or it is not in the user's inbox.
+            CommandError: A guard denies.
+            StoreUnavailable: It is not known to be marked.
+        """
+        hub = self._hub
+        if not 0 <= seq <= MAX_SEQ:
+            raise InvalidRequest("a seq is out of range")
+        handle = RoomHandle(hub, room_id)
+        subscriber = session.memberships.by_room.get(room_id)
+        with hub.access.watch(session.user_id, room_id) as permission:
+            if subscriber is None:
+                await hub.access.check(session.client, handle, purpose="read")
+            elif is_anonymous(session) or not counts_any(handle.room_type):
+                return 0
+            user = await self._inbox_of(session)
+            if room_id not in user.places and subscriber is not None:
+                # The join's own write was dropped, or is on its way.
+                permission.check()
+                self._become_member(user, room_id, self._end(room_id))
+            if permission.is_revoked or room_id not in user.places:
+                raise NotJoined
+            count = await self._mark(user.user_id, handle, seq)
+            if permission.is_revoked or count is None:
+                raise NotJoined
+        self._pushes.tell(user, [room_id], but=session)
+        return count
+
+    async def mark_read(self, user_id: str, room_id: str, seq: int) -> int:
+        """Mark a room as read for the application; see `Dialogue.mark_read`."""
+        if not isinstance(seq, int) or not 0 <= seq <= MAX_SEQ:
+            raise InvalidRequest("a seq is out of range")
+        handle = RoomHandle(self._hub, room_id)
+        await self._known(user_id)
+        count = await self._mark(user_id, handle, seq)
+        if count is None:
+            raise NotJoined("the user is no member of the room")
+        user = self._online.get(user_id)
+        if user is not None:
+            self._pushes.tell(user, [room_id])
+        return count
+
+    async def _mark(self, user_id: str, handle: RoomHandle, seq: int) -> int | None:
+        """Move a marker, and return what is unread then; None if the user is no member."""
+        room_id, directory = handle.room_id, self._hub.store.directory
+        uncounted = [name for name, event in handle.room_type.events.items() if not event.counts_unread]
+        user = self._online.get(user_id)
+        place = user.places.get(room_id) if user is not None else None
+        if user is not None and place is not None and seq <= place.seq:
+            return self.count(user, room_id)
+        if self.writes.is_waiting(room_id, user_id):
+            await self.writes.write(room_id)
+        marker = await directory.mark_read(room_id, user_id, seq, uncounted=uncounted)
+        if marker is None and user is not None and room_id in user.places:
+            # More waited to be written than may, when the user became a member.
+            await self.writes.add(room_id, user_id, user.places[room_id])
+            marker = await directory.mark_read(room_id, user_id, seq, uncounted=uncounted)
+        user = self._online.get(user_id)
+        if user is not None and user.is_loaded:
+            if marker is not None and room_id in user.places:
+                self._set(user, marker)
+            return self.count(user, room_id)
+        if marker is None:
+            return None
+        end = max(marker.last_unread_position, self._end(room_id).unread_position)
+        return max(0, end - marker.unread_position)
+
+
+def is_anonymous(session: Session) -> bool:
+    """Whether nobody can come back as the connection's user, who is named after the connection."""
+    return session.user_id == session.client.client_id
+
+
+def counts_any(room_type: RoomType) -> bool:
+    """Whether a room may have events that count as unread."""
+    return room_type.admits_any_event or any(event.counts_unread for event in room_type.events.values())

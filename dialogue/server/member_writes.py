@@ -1,0 +1,239 @@
+"""The memberships of the inbox on their way to the store: written behind, one call for all who wait for a room.
+
+A join must neither wait for its marker nor fail with it. What is written and removed of one room takes turns, so that
+no write that was begun before a removal brings the member back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from ..errors import StoreUnavailable
+from ..storage.directory import Marker, Place
+
+if TYPE_CHECKING:
+    from .hub import Hub
+
+MEMBERS_WAITING = 10_000
+"""Most memberships that wait to be written, over all rooms; one more is not kept, and counted."""
+
+MEMBERS_PER_WRITE = 500
+"""Most users of a room that one call adds; appends take their turns between two of them."""
+
+FIRST_RETRY_SECONDS = 0.05
+LONGEST_RETRY_SECONDS = 5.0
+
+Members = dict[str, Place | None]
+"""Users with where their markers are to stand; None for the room's end at the time of the write."""
+
+
+class MemberWrites:
+    """Writes and removes the markers of members. An async context manager; `aclose` writes what waits.
+
+    Args:
+        written: Called with the markers of a room as they are in the store, once they are, and without awaiting.
+    """
+
+    def __init__(self, hub: Hub, *, written: Callable[[str, Sequence[Marker]], None]) -> None:
+        self._hub = hub
+        self._written = written
+        self._waiting: dict[str, Members] = {}
+        self._waiting_members = 0
+        # What the store is being asked to add. Who is removed meanwhile is taken out here as well.
+        self._in_flight: dict[str, Members] = {}
+        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._arrived = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> MemberWrites:
+        self._task = self._hub.spawn(self._run(), name="dialogue-members")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose(until=None)
+
+    async def aclose(self, *, until: float | None) -> None:
+        """Write what waits, until loop time *until*; what is not written then is counted. May be called twice."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        try:
+            async with asyncio.timeout_at(until):
+                for room_id in list(self._waiting):
+                    await self.write(room_id)
+        except (TimeoutError, StoreUnavailable):
+            self._dropped(self._waiting_members)
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def put(self, room_id: str, user_id: str, place: Place) -> None:
+        """Have a user made a member of a room, behind. Never waits."""
+        members = self._waiting.get(room_id)
+        if members is None or user_id not in members:
+            if self._waiting_members >= MEMBERS_WAITING:
+                self._dropped(1)
+                return
+            self._wait(room_id, {user_id: place})
+        self._arrived.set()
+
+    async def add(self, room_id: str, user_id: str, place: Place | None = None) -> None:
+        """Make a user a member of a room, now.
+
+        Raises:
+            StoreUnavailable: The user is not known to be one.
+        """
+        was_waiting = self.is_waiting(room_id, user_id)
+        if not was_waiting:
+            self._wait(room_id, {user_id: place})
+        try:
+            await self.write(room_id)
+        except BaseException:
+            if not was_waiting:
+                self._take_out(room_id, user_id)
+            raise
+
+    async def remove(self, room_id: str, user_id: str) -> None:
+        """Remove a user's marker; the user may become a member again meanwhile.
+
+        Raises:
+            StoreUnavailable: It is not known to be removed.
+        """
+        self.forget(room_id, user_id)
+        async with self._turn(room_id):
+            await self._hub.store.directory.remove_member(room_id, user_id)
+
+    def forget(self, room_id: str, user_id: str) -> None:
+        """Write no more of a user in a room. Never waits."""
+        self._take_out(room_id, user_id)
+        self._in_flight.get(room_id, {}).pop(user_id, None)
+
+    def forget_room(self, room_id: str) -> None:
+        """Write no more of a room."""
+        self._take(room_id)
+        self._in_flight.get(room_id, {}).clear()
+
+    def forget_user(self, user_id: str) -> None:
+        """Write no more of a user. Costs a look at each room that something waits for."""
+        for room_id in [*self._waiting, *self._in_flight]:
+            self.forget(room_id, user_id)
+
+    def _wait(self, room_id: str, earlier: Members) -> None:
+        """Let users wait for a write; a place that one of them waits with is replaced."""
+        members = self._waiting.setdefault(room_id, {})
+        self._waiting_members -= len(members)
+        members.update(earlier)
+        self._waiting_members += len(members)
+
+    def _take(self, room_id: str) -> Members:
+        """Take out what waits for a room."""
+        members = self._waiting.pop(room_id, {})
+        self._waiting_members -= len(members)
+        return members
+
+    def _take_out(self, room_id: str, user_id: str) -> None:
+        members = self._waiting.get(room_id)
+        if members is not None and user_id in members:
+            del members[user_id]
+            self._waiting_members -= 1
+            if not members:
+                del self._waiting[room_id]
+
+    def waiting_of(self, user_id: str) -> dict[str, Place]:
+        """Return where a user's markers will stand that are not in the store yet, by room.
+
+        Costs a look at each room that something waits for.
+        """
+        found: dict[str, Place] = {}
+        for rooms in (self._waiting, self._in_flight):
+            for room_id, members in rooms.items():
+                place = members.get(user_id)
+                if place is not None:
+                    found[room_id] = place
+        return found
+
+    def is_waiting(self, room_id: str, user_id: str) -> bool:
+        """Whether a membership is not in the store yet."""
+        return any(user_id in rooms.get(room_id, ()) for rooms in (self._waiting, self._in_flight))
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    async def write(self, room_id: str) -> None:
+        """Write what waits for a room.
+
+        Raises:
+            StoreUnavailable: It is not known to be written; it still waits.
+        """
+        while room_id in self._waiting or room_id in self._in_flight:
+            async with self._turn(room_id):
+                members = self._take(room_id)
+                if members:
+                    await self._add(room_id, members)
+
+    async def _add(self, room_id: str, members: Members) -> None:
+        """Add users in the store, in their room's turn."""
+        directory = self._hub.store.directory
+        self._in_flight[room_id] = members
+        try:
+            while members:
+                # A copy: users are taken out of the batch who are removed meanwhile.
+                part = dict(list(members.items())[:MEMBERS_PER_WRITE])
+                places = {user_id: place for user_id, place in part.items() if place is not None}
+                markers = await directory.add_member(room_id, list(part), places=places)
+                self._written(room_id, [marker for marker in markers if marker.user_id in members])
+                removed = [user_id for user_id in part if user_id not in members]
+                for user_id in part:
+                    members.pop(user_id, None)
+                for user_id in removed:
+                    # The room was deleted, or the user forgotten, while the marker was being made.
+                    await directory.remove_member(room_id, user_id)
+        except BaseException:
+            if members:
+                self._wait(room_id, members)
+            raise
+        finally:
+            del self._in_flight[room_id]
+
+    @asynccontextmanager
+    async def _turn(self, room_id: str) -> AsyncIterator[None]:
+        """Wait until nobody else writes or removes members of a room, in the order of asking."""
+        lock, users = self._turns.get(room_id, (None, 0))
+        lock = lock or asyncio.Lock()
+        self._turns[room_id] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._turns[room_id]
+            if users > 1:
+                self._turns[room_id] = lock, users - 1
+            else:
+                del self._turns[room_id]
+
+    async def _run(self) -> None:
+        hub, failures = self._hub, 0
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._waiting:
+                room_id = next(iter(self._waiting))
+                try:
+                    await self.write(room_id)
+                    failures = 0
+                except StoreUnavailable as error:
+                    if not failures:
+                        hub.log.warning("memberships cannot be written now and are tried again: %s", error)
+                    failures += 1
+                    seconds = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 20))
+                    await asyncio.sleep(seconds * (0.5 + hub.random.random() / 2))
+                except Exception:
+                    # Not the store's state but something about these: trying again would be for ever.
+                    hub.log.exception("memberships could not be written (room %r)", room_id)
+                    self._dropped(len(self._take(room_id)))
+
+    def _dropped(self, members: int) -> None:
+        self._hub.metrics.members_dropped.inc(members)
