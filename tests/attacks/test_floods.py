@@ -107,7 +107,7 @@ async def test_a_socket_that_does_not_close_still_counts(monkeypatch: pytest.Mon
     async with attacked(dialogue) as address, raw(address) as mallory:
         await mallory.text('{"type":"join","room":"general"}')
         await mallory.read_message("joined")
-        mallory._reader._transport.pause_reading()  # type: ignore[attr-defined]
+        mallory.stop_reading()
         hub = dialogue.hub()
         while hub.connections.sessions:
             await dialogue.trigger("general", "big", "x" * 60_000)
