@@ -224,7 +224,11 @@ class Commands:
 
     async def _edit(self, command: protocol.Edit) -> None:
         raw = bytes(command.data)
-        await self._change(command, lambda event_type: self._hub.admission.encode(event_type, raw))
+        room, _ = self._session.memberships.member(command.room)
+        limits = room.room_type.config.limits
+        await self._change(
+            command, lambda event_type: self._hub.admission.encode(event_type, raw, room_limits=limits)
+        )
 
     async def _delete(self, command: protocol.Delete) -> None:
         await self._change(command, None)
@@ -234,6 +238,9 @@ class Commands:
         room, subscriber = session.memberships.member(command.room)
         session.rates.spend_trigger(session.heard)
         session.user_rates.spend_trigger(session.heard)
+        if room.rates is not None:
+            # A change comes to everyone in the room like any other event.
+            room.rates.spend_trigger(session.user_id, now=session.heard)
         admitted = await hub.changes.admit(
             room,
             command.seq,

@@ -110,6 +110,14 @@ class RawSocket:
                 return int(struct.unpack("!H", payload[:2])[0]) if payload else None
         return None
 
+    def stop_reading(self) -> None:
+        """Take nothing more from the network, so that what the server sends piles up there."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def go_on_reading(self) -> None:
+        """Read again."""
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     async def aclose(self) -> None:
         """Drop the connection without a word."""
         self._writer.transport.abort()

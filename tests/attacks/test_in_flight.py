@@ -10,41 +10,12 @@ from typing import Any
 
 import pytest
 
-from dialogue import Client, Dialogue, RoomConfig, RoomHandle, SQLStore
-from dialogue.testing import FaultyStore
+from dialogue import Client, Dialogue, RoomConfig, RoomHandle
 
 from ..server.harness import eventually, message, rooms, wire
+from .held import HeldReads
 from .raw import raw
 from .target import attacked, code_of
-
-
-class HeldReads(FaultyStore):
-    """A store whose reads can be held.
-
-    Attributes:
-        reading: How many reads are held at present.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(SQLStore(f"sqlite:///{path / 'log.db'}"))
-        self.may_read = asyncio.Event()
-        self.may_read.set()
-        self.reading = 0
-
-    async def _held(self) -> None:
-        self.reading += 1
-        try:
-            await self.may_read.wait()
-        finally:
-            self.reading -= 1
-
-    async def page(self, *args: Any, **kwargs: Any) -> Any:
-        await self._held()
-        return await super().page(*args, **kwargs)
-
-    async def stream_page(self, *args: Any, **kwargs: Any) -> Any:
-        await self._held()
-        return await super().stream_page(*args, **kwargs)
 
 
 async def _fill(address: str, room: str = "general") -> str:
