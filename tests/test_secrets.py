@@ -295,7 +295,7 @@ async def test_a_database_that_fails_quotes_no_data(
         url = f"sqlite:///{tmp_path / 'log.db'}"
 
         def execute(statement: str) -> None:
-            with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
+            with closing(sqlite3.connect(tmp_path / "log.db", timeout=30)) as connection:
                 connection.execute(statement)
 
         refuse = "CREATE TRIGGER t BEFORE INSERT ON dialogue_events BEGIN SELECT RAISE(ABORT, 'refused'); END"

@@ -241,7 +241,7 @@ async def test_ten_thousand_joins() -> None:
         await ann.ask("join", room="general")
         frames = (
             json.dumps(
-                {"type": "join", "room": f"quiet:{number}:x" if number % 2 else "general", "ref": number}
+                {"type": "join", "room": f"dm:{number}:x" if number % 2 else "general", "ref": number}
             )
             for number in range(10_000)
         )

