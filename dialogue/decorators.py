@@ -199,7 +199,7 @@ class HookDecorators:
         return lambda function: self._add(name, function, both(*filters))
 
     def _room_filter(self, name: str, rooms: tuple[str, ...], *, must_be_declared: bool = True) -> Matches:
-        declared = {room_type.template for room_type in self.room_types.all}
+        declared = {*self.room_types.exact, *(room_type.template for room_type in self.room_types.patterns)}
         for template in rooms:
             if must_be_declared and template not in declared:
                 raise ConfigError(

@@ -115,6 +115,26 @@ class Access:
                 return False
         return True
 
+    async def may_see_sessions(self, client: Client, user_id: str | None) -> bool:
+        """Whether *client* may list the sessions of a user (None: of everyone): a ``can_see_sessions`` hook says so.
+
+        Raises:
+            CommandError: A hook raised it.
+            Internal: A hook failed.
+        """
+        hooks = list(self._hooks.matching("can_see_sessions"))
+        for hook in hooks:
+            if not await self._hooks.ask(
+                "can_see_sessions",
+                hook,
+                seconds=self._limits.hook_seconds,
+                context=self._context,
+                client=client,
+                user_id=user_id,
+            ):
+                return False
+        return bool(hooks)
+
     @property
     def is_all_visible(self) -> bool:
         """Whether there is no ``can_see`` hook."""

@@ -8,7 +8,8 @@ application or a stop may change meanwhile: after every await the membership is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import protocol
@@ -273,7 +274,7 @@ class Commands:
         room, subscriber = session.memberships.member(command.room)
         spend(session.heard, session.rates.reads, session.user_rates.reads)
         read = history.parse(self._hub, room, command)
-        await self._beside(command, self._answer_history(command, room, subscriber, read))
+        await self._beside(command, partial(self._answer_history, command, room, subscriber, read))
 
     async def _answer_history(
         self, command: protocol.HistoryRead, room: Room, subscriber: Subscriber, read: history.Read
@@ -284,23 +285,19 @@ class Commands:
         if session.memberships.is_current(command.room, subscriber):
             session.send([message])
 
-    async def _beside(self, command: Any, answering: Coroutine[Any, Any, None]) -> None:
+    async def _beside(self, command: Any, answer: Callable[[], Awaitable[None]]) -> None:
         """Answer a command beside those that follow, once there is a slot for it.
 
         Waiting for one, while further commands wait too, bounds what one connection can have read for it.
         """
-        try:
-            await self._read_slots.acquire()
-        except BaseException:
-            answering.close()
-            raise
-        task = asyncio.create_task(self._answer(command, answering), name="dialogue-read")
+        await self._read_slots.acquire()
+        task = asyncio.create_task(self._answer(command, answer), name="dialogue-read")
         self._reads.add(task)
         task.add_done_callback(self._on_read_done)
 
-    async def _answer(self, command: Any, answering: Coroutine[Any, Any, None]) -> None:
+    async def _answer(self, command: Any, answer: Callable[[], Awaitable[None]]) -> None:
         try:
-            await answering
+            await answer()
         except CommandError as error:
             self._session.refuse(command.ref, error)
         except Exception:
@@ -312,7 +309,7 @@ class Commands:
         self._reads.discard(task)
         self._read_slots.release()
         if not task.cancelled() and task.exception() is not None:
-            self._hub.log.error("a history answer failed", exc_info=task.exception())
+            self._hub.log.error("an answer failed", exc_info=task.exception())
 
     # -- unread --------------------------------------------------------------------------------------------------
 
@@ -327,7 +324,7 @@ class Commands:
         session = self._session
         spend(session.heard, session.rates.reads, session.user_rates.reads)
         # Guards may be asked of each room.
-        await self._beside(command, self._answer_unread(command))
+        await self._beside(command, partial(self._answer_unread, command))
 
     async def _answer_unread(self, command: protocol.Unread) -> None:
         message: dict[str, Any] = {"type": "unread"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -23,6 +24,7 @@ from .. import protocol
 from ..errors import (
     CommandError,
     Internal,
+    InvalidRequest,
     LifespanNotRunning,
     PermissionDenied,
     StoreUnavailable,
@@ -36,9 +38,10 @@ from .group_commit import Waiter
 from .handles import RoomHandle
 from .http_answers import (
     EventBody,
+    ReadBody,
     answer,
     check_is_json,
-    decode_event,
+    decode_body,
     number,
     parameter,
     read_body,
@@ -52,7 +55,11 @@ from .http_models import (
     PresenceAnswer,
     PublishBody,
     PublishedAnswer,
+    ReadAnswer,
+    ReadRequest,
     RoomsAnswer,
+    SessionsAnswer,
+    UnreadAnswer,
 )
 from .rates import Rates, spend
 
@@ -62,6 +69,12 @@ if TYPE_CHECKING:
 
 _ENDS = "dialogue.ends"
 """Where in a request's scope is kept what is to be called when its answer is sent."""
+
+_MOST_SESSIONS = 1000
+"""Most sessions in one answer."""
+
+_GUARDS_AT_ONCE = 8
+"""How many rooms' guards one request asks at a time."""
 
 _ROOM = [{"name": "room", "in": "path", "required": True, "schema": {"type": "string"}}]
 _HISTORY = [
@@ -203,6 +216,49 @@ def make_http_router(dialogue: Dialogue) -> APIRouter:
             "content": {"application/json": {"schema": PublishBody.model_json_schema()}},
         },
     )
+    add(
+        "POST",
+        "/rooms/{room}/read",
+        endpoints.read,
+        model=ReadAnswer,
+        errors=(404, 408, 413, 415),
+        parameters=_ROOM,
+        requestBody={
+            "required": True,
+            "content": {"application/json": {"schema": ReadRequest.model_json_schema()}},
+        },
+    )
+    add(
+        "GET",
+        "/unread",
+        endpoints.unread,
+        model=UnreadAnswer,
+        errors=(),
+        parameters=[
+            {
+                "name": "room",
+                "in": "query",
+                "description": "only this room; may be given several times",
+                "schema": {"type": "array", "items": {"type": "string"}},
+            }
+        ],
+    )
+    add(
+        "GET",
+        "/sessions",
+        endpoints.sessions,
+        model=SessionsAnswer,
+        errors=(),
+        parameters=[
+            {"name": "of", "in": "query", "description": "only of this user", "schema": {"type": "string"}},
+            {
+                "name": "limit",
+                "in": "query",
+                "description": f"most sessions, at most {_MOST_SESSIONS}; 100 unless given",
+                "schema": {"type": "integer"},
+            },
+        ],
+    )
     return router
 
 
@@ -286,9 +342,7 @@ class _Endpoints:
         check_is_json(request.headers)
         hub, client = await self._begin(request)
         self._spend(hub, client, lambda rates: rates.triggers)
-        body = decode_event(
-            await read_body(request, most_bytes=hub.limits.frame_bytes, seconds=hub.limits.connect_seconds)
-        )
+        body = decode_body(await self._body(hub, request), EventBody)
         # The body may have taken its time.
         client.check_not_expired()
         with _watching(hub, client, request.path_params["room"]) as (handle, permission):
@@ -324,6 +378,59 @@ class _Endpoints:
         # Whoever is taken out of the room from here on has published before.
         return await waiter.result
 
+    async def read(self, request: Request) -> bytes:
+        """Mark a room of the user's inbox as read through an event."""
+        check_is_json(request.headers)
+        hub, client = await self._begin(request)
+        self._spend(hub, client, lambda rates: rates.reads)
+        body = decode_body(await self._body(hub, request), ReadBody)
+        client.check_not_expired()
+        with _watching(hub, client, request.path_params["room"]) as (handle, permission):
+            await self._check(hub, client, handle, permission, purpose="read")
+            unread = await hub.inbox.mark_read(client.user_id, handle.room_id, body.seq)
+            permission.check()
+        return protocol.encode_message({"room": handle.room_id, "unread": unread})
+
+    async def unread(self, request: Request) -> bytes:
+        """Return how many events are unread in the rooms of the user's inbox."""
+        hub, client = await self._begin(request)
+        self._spend(hub, client, lambda rates: rates.reads)
+        rooms = request.query_params.getlist("room") or None
+        counts = await hub.inbox.unread(client.user_id, rooms)
+        # Those with something unread first, as over the socket.
+        left = iter(sorted(counts, key=lambda room_id: (not counts[room_id], room_id)))
+        shown: dict[str, int] = {}
+
+        async def ask() -> None:
+            for room_id in left:
+                if len(shown) >= hub.limits.unread_rooms:
+                    return
+                try:
+                    with _watching(hub, client, room_id) as (handle, permission):
+                        await self._check(hub, client, handle, permission, purpose="read")
+                except CommandError:
+                    continue  # not told of, as one that is not in the inbox
+                shown[room_id] = counts[room_id]
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_GUARDS_AT_ONCE):
+                group.create_task(ask())
+        chosen = sorted(list(shown)[: hub.limits.unread_rooms])
+        return protocol.encode_message({"unread": {room_id: shown[room_id] for room_id in chosen}})
+
+    async def sessions(self, request: Request) -> bytes:
+        """Return who is and was connected, to whom ``can_see_sessions`` allows it."""
+        hub, client = await self._begin(request)
+        self._spend(hub, client, lambda rates: rates.reads)
+        user_id = parameter(request, "of")
+        limit = number(request, "limit")
+        if limit is not None and not 1 <= limit <= _MOST_SESSIONS:
+            raise InvalidRequest(f"limit is at least 1 and at most {_MOST_SESSIONS}")
+        if not await hub.access.may_see_sessions(client, user_id):
+            raise PermissionDenied
+        found = await hub.session_records.sessions(user_id, limit=100 if limit is None else limit)
+        return protocol.encode_message({"sessions": [asdict(session) for session in found]})
+
     # -- what all of them begin with -----------------------------------------------------------------------------
 
     async def _begin(self, request: Request) -> tuple[Hub, RequestClient]:
@@ -340,6 +447,10 @@ class _Endpoints:
         client = await identify(hub, request)
         ends.callback(hub.in_flight.begin_of(client.user_id))
         return hub, client
+
+    @staticmethod
+    async def _body(hub: Hub, request: Request) -> bytes:
+        return await read_body(request, most_bytes=hub.limits.frame_bytes, seconds=hub.limits.connect_seconds)
 
     @staticmethod
     def _spend(hub: Hub, client: RequestClient, bucket: Callable[[Rates], Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
@@ -63,7 +63,13 @@ class EventBody(msgspec.Struct):
     key: str | None = None
 
 
-_event_decoder = msgspec.json.Decoder(EventBody)
+class ReadBody(msgspec.Struct):
+    """The body that marks a room as read."""
+
+    seq: int
+
+
+B = TypeVar("B", EventBody, ReadBody)
 
 
 def answer(body: bytes, *, status_code: int = 200) -> Response:
@@ -169,8 +175,8 @@ async def read_body(request: Request, *, most_bytes: int, seconds: float) -> byt
     return b"".join(parts)
 
 
-def decode_event(body: bytes) -> EventBody:
-    """Return the event that a body publishes.
+def decode_body(body: bytes, kind: type[B]) -> B:
+    """Return what a body says.
 
     Raises:
         InvalidRequest: It is no such object.
@@ -178,7 +184,7 @@ def decode_event(body: bytes) -> EventBody:
     try:
         # Data and meta are taken as they are and checked later, as text.
         body.decode()
-        return _event_decoder.decode(body)
+        return msgspec.json.decode(body, type=kind)
     except UnicodeDecodeError:
         raise InvalidRequest("the body is not UTF-8") from None
     except RecursionError:

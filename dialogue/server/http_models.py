@@ -90,6 +90,44 @@ class PresenceAnswer(BaseModel):
     count: int = Field(description="how many users there are, also those that are not named")
 
 
+class ReadRequest(BaseModel):
+    """How far a room is read."""
+
+    seq: int = Field(description="inclusive; beyond the newest event it means that one")
+
+
+class ReadAnswer(BaseModel):
+    """What is unread then."""
+
+    room: str
+    unread: int
+
+
+class UnreadAnswer(BaseModel):
+    """How many events are unread, by room."""
+
+    unread: dict[str, int]
+
+
+class SessionEntry(BaseModel):
+    """A connection that is open, or was."""
+
+    user_id: str
+    client_id: str
+    first_seen: int = Field(description="milliseconds since the epoch")
+    last_seen: int
+    is_active: bool
+    rooms: dict[str, int | None] = Field(
+        description="how far the user has read each room that it is or was in"
+    )
+
+
+class SessionsAnswer(BaseModel):
+    """Sessions, the last seen first."""
+
+    sessions: list[SessionEntry]
+
+
 class ErrorAnswer(BaseModel):
     """Why a request was refused."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..config import DirectRoom, RoomType
 from ..core.cursor import MAX_SEQ
 from ..core.room import Room
-from ..errors import Internal, InvalidRequest, NotJoined, StoreUnavailable
+from ..errors import Internal, InvalidRequest, NotJoined, RateLimited, StoreUnavailable
 from ..storage.directory import Marker, Place
 from .handles import RoomHandle
 from .member_writes import FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, MemberWrites
@@ -461,6 +461,8 @@ class Inbox:
                 # The join's own write was dropped, or is on its way.
                 permission.check()
                 self._become_member(user, room_id, self._end(room_id))
+                if room_id not in user.places:
+                    raise RateLimited("the inbox has as many rooms as it may have")
             if permission.is_revoked or room_id not in user.places:
                 raise NotJoined
             count = await self._mark(user.user_id, handle, seq)

@@ -37,6 +37,7 @@ class Memberships:
         self.by_room: dict[str, Subscriber] = {}
         # One join at a time per room, whether the client or a hook asks.
         self._joining: dict[str, asyncio.Event] = {}
+        self._permissions: dict[str, Permission] = {}
         # Those of which ``on_joined`` was called. Kept: a room that is deleted has no handle any more.
         self._announced: dict[str, RoomHandle] = {}
 
@@ -84,10 +85,12 @@ class Memberships:
         ended = self._joining[room_id] = asyncio.Event()
         try:
             with hub.access.watch(session.identity.user_id, room_id) as permission:
+                self._permissions[room_id] = permission
                 await hub.access.check(session.client, handle, purpose="join")
                 is_new = await self._enter(handle, permission, ref=ref, since=since, sync=sync, events=events)
         finally:
             del self._joining[room_id]
+            self._permissions.pop(room_id, None)
             ended.set()
         if is_new:
             await hub.hooks.notify(
@@ -167,11 +170,14 @@ class Memberships:
     async def leave(self, room_id: str, *, reason: str | None = None, ref: Ref = None) -> None:
         """Leave a room: answer *ref* if the client asked, or tell the client the *reason* if it did not.
 
-        Answers in flight for the room are dropped.
+        Answers in flight for the room are dropped, and a join that is under way does not end in one.
 
         Raises:
             RoomNotFound, NotJoined: See `member`.
         """
+        permission = self._permissions.get(room_id)
+        if permission is not None and reason is not None:
+            permission.is_revoked = True
         self.member(room_id)
         handle = self.drop(room_id, reason=reason)
         if ref is not None:

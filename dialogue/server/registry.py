@@ -134,7 +134,7 @@ class RoomRegistry:
         if not name:
             raise InvalidRequest("a room has a name")
         self._check_id(room_id)
-        if self.types.find(room_id) is not None and room_id not in self.records:
+        if room_id not in self.types.exact and self.types.find(room_id) and room_id not in self.records:
             raise PermissionDenied("a room of this pattern is made by joining it")
         most = client_type.config.max_size
         if most is not None and max_size is not None and max_size > most:

@@ -88,7 +88,7 @@ class SessionRecords:
     async def __aenter__(self) -> SessionRecords:
         """Mark what an earlier life has left open as ended."""
         await self._try(self._end_earlier())
-        self._task = self._hub.spawn(self._run(), name="dialogue-sessions")
+        self._task = self._hub.spawn(self._run(), name="dialogue-kept-sessions")
         return self
 
     async def __aexit__(self, *_: object) -> None:

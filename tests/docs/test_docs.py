@@ -19,7 +19,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from dialogue import Limits, errors, protocol
 from dialogue.cli import cli
 from dialogue.config import Hooks
-from dialogue.server.hooks import PARAMETERS
+from dialogue.server.hooks import PARAMETERS, SINGLE
 from dialogue.server.http_answers import STATUSES
 from dialogue.server.metrics import Metrics
 from dialogue.storage import tables
@@ -155,10 +155,14 @@ def test_the_errors_page_has_the_status_of_every_code() -> None:
 
 
 def test_the_hooks_page_has_every_hook_with_its_parameters() -> None:
-    """Names and parameters as `PARAMETERS` and `Hooks` have them."""
-    documented = {quoted(row[0])[0]: frozenset(quoted(row[1])) for row in reference("hooks").rows("Hook")}
+    """Names and parameters as `PARAMETERS` and `Hooks` have them; what there can be one of, and what a failure does."""
+    rows = reference("hooks").rows("Hook")
+    documented = {quoted(row[0])[0]: frozenset(quoted(row[1])) for row in rows}
     assert documented == PARAMETERS
-    assert list(documented) == list(inspect.signature(Hooks).parameters), "in order"
+    # `on` is given at any time, and is no field of `Hooks`.
+    assert list(documented) == [*inspect.signature(Hooks).parameters, "on"], "in order"
+    assert {quoted(row[0])[0] for row in rows if "One at most." in row[2]} == SINGLE
+    assert {row[3] for row in rows} == {row[0] for row in reference("hooks").rows("If it fails")}
 
 
 def test_the_protocol_page_has_every_command() -> None:

@@ -371,6 +371,46 @@ async def test_a_guard_that_denies_reading_hides_counts() -> None:
         assert "general" in await unread(client), "new credentials are asked for anew"
 
 
+async def test_guards_are_asked_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they have said is remembered for so long and no longer."""
+    monkeypatch.setattr("dialogue.server.unread_pushes.REMEMBERED_SECONDS", 0.2)
+    dialogue = chat()
+    is_denied = False
+
+    @dialogue.before_join
+    def guard() -> bool:
+        return not is_denied
+
+    async with serve(dialogue) as address, wire(address) as client:
+        await dialogue.add_member("general", "alice")
+        assert await unread(client) == {"general": 0}
+        is_denied = True
+        async with asyncio.timeout(20):
+            while await unread(client):
+                await asyncio.sleep(0.01)
+
+
+async def test_a_connection_that_leaves_while_its_counts_are_asked_for() -> None:
+    """Nothing is left behind of it: neither an answer nor an entry."""
+    dialogue = chat()
+    asked = asyncio.Event()
+
+    @dialogue.before_join("general")
+    async def slow() -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with serve(dialogue) as address:
+        await dialogue.add_member("general", "alice")
+        async with wire(address) as client:
+            await unread(client, rooms=[])
+            for _ in range(20):
+                await client.send("unread")
+            await dialogue.trigger("general", message, 1)
+            await asked.wait()
+        await eventually(lambda: not dialogue.hub().inbox._online)
+
+
 async def test_a_guard_that_fails_leaves_the_room_out(caplog: pytest.LogCaptureFixture) -> None:
     """Silently for the client; the log has the reason."""
     dialogue = chat()
@@ -465,27 +505,72 @@ async def test_removed_while_the_join_is_being_written() -> None:
         assert await unread(client) == {"general": 0}
 
 
+async def test_joined_again_while_the_removal_is_being_written() -> None:
+    """The join comes after the removal, whichever the store would be quicker with."""
+    store = SlowMembers(MemoryStore())
+    dialogue = chat(store)
+    async with serve(dialogue) as address, wire(address) as client:
+        await joined(client, "general")
+        assert await dialogue.room("general").members() == ["alice"]
+        store.may_remove.clear()
+        removal = asyncio.create_task(dialogue.remove_from_room("alice", "general"))
+        await store.removing.wait()
+        await joined(client, "general")
+        assert await unread(client) == {"general": 0}
+        store.may_remove.set()
+        await removal
+        assert await dialogue.room("general").members() == ["alice"]
+
+
+async def test_a_removal_that_the_store_does_not_take_is_told() -> None:
+    """Everything else is done: the connection is out of the room, and its user is told of no more counts."""
+    store = FaultyStore(MemoryStore())
+    dialogue = chat(store)
+    left = asyncio.Event()
+    dialogue.on_left(lambda: left.set())
+    async with serve(dialogue) as address, wire(address) as client:
+        await joined(client, "general")
+        assert await unread(client) == {"general": 0}
+        store.fail_directory = StoreUnavailable("down")
+        with pytest.raises(StoreUnavailable):
+            await dialogue.remove_from_room("alice", "general")
+        assert not dialogue.is_in_room("alice", "general")
+        assert await unread(client) == {}
+        await left.wait()
+        store.fail_directory = None
+        await dialogue.remove_from_room("alice", "general")
+        assert await dialogue.room("general").members() == []
+
+
 class SlowMembers(FaultyStore):
-    """A store whose `add_member` waits."""
+    """A store whose `add_member` and `remove_member` wait."""
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner)
         self.may_add, self.adding = asyncio.Event(), asyncio.Event()
+        self.may_remove, self.removing = asyncio.Event(), asyncio.Event()
         self.may_add.set()
+        self.may_remove.set()
         self.marker_reads: list[str] = []
         directory = self.directory
-        add_member, markers = directory.add_member, directory.markers
+        add_member, remove_member, markers = directory.add_member, directory.remove_member, directory.markers
 
         async def slow(*arguments: Any, **options: Any) -> Any:
             self.adding.set()
             await self.may_add.wait()
             return await add_member(*arguments, **options)
 
+        async def slow_removal(room_id: str, user_id: str) -> bool:
+            self.removing.set()
+            await self.may_remove.wait()
+            return await remove_member(room_id, user_id)
+
         async def noted(user_id: str, room_ids: Any = None) -> Any:
             self.marker_reads.append(user_id)
             return await markers(user_id, room_ids)
 
         directory.add_member = slow  # type: ignore[method-assign]
+        directory.remove_member = slow_removal  # type: ignore[method-assign]
         directory.markers = noted  # type: ignore[method-assign]
 
 
@@ -640,7 +725,9 @@ async def test_joins_bring_so_many_rooms_into_an_inbox(monkeypatch: pytest.Monke
         await unread(client)
         await joined(client, *(f"topic:{n}" for n in range(5)))
         assert len(await unread(client)) == 3
-        assert "dialogue_members_dropped_total 2.0" in dialogue.metrics.render().decode()
+        with pytest.raises(Refused, match="RATE_LIMITED"):
+            await client.ask("mark_read", room="topic:4", seq=0)
+        assert "dialogue_members_dropped_total 3.0" in dialogue.metrics.render().decode()
 
 
 async def test_what_was_joined_is_written_at_the_stop(tmp_path: Path) -> None:
