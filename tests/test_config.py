@@ -28,6 +28,10 @@ def room(**fields: Any) -> Callable[[], Any]:
 
 
 MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
+    "a pattern that takes long not to match": (
+        lambda: Dialogue({"x-{a}-{b}-{c}": RoomConfig()}),
+        ["'x-{a}-{b}-{c}'", "no ':' between them"],
+    ),
     "duplicate event": (
         lambda: Dialogue({"general": RoomConfig(events=[message, define_event("message")])}),
         ["room 'general'", "'events'", "'message'", "twice"],

@@ -50,6 +50,10 @@ class RoomPattern:
             raise ValueError("braces do not match")
         if any(not text for text in literals[1:-1]):
             raise ValueError("two parameters need something between them, e.g. ':'")
+        # No value has a ':', so that there is one way to match. Elsewhere each way may have to be tried: two such
+        # parameters are a few ten thousand steps for a room id that does not match, four of them would be seconds.
+        if sum(":" not in text for text in literals[1:-1]) > 1:
+            raise ValueError("more than two parameters have no ':' between them; separate them by ':'")
         problem = room_id_problem(_PARAMETER.sub("x", template))
         if problem:
             raise ValueError(problem)

@@ -51,6 +51,9 @@ class Transport(Protocol):
     async def receive(self) -> str | bytes | None:
         """Return the next frame (text, or bytes for a binary one); None when the peer has gone."""
 
+    def allow_large_frames(self) -> None:
+        """Take frames of the full size from now on."""
+
     async def send(self, frame: Frame) -> None:
         """Send one frame; may wait for the peer."""
 
@@ -172,6 +175,7 @@ class Session:
         """
         if not self.is_connected:
             self.hub.connections.identify(self, identity.user_id)
+            self._transport.allow_large_frames()
         self.identity = identity
         self.is_connected = True
         self.hub.inbox.connected(self)
@@ -215,9 +219,9 @@ class Session:
 
     async def _end_socket(self, writer: asyncio.Task[None]) -> None:
         close = self._close
-        if close is None and self._transport.close_code == protocol.CLOSE_TOO_BIG:
+        if close is None and self._transport.close_code in protocol.CLOSES_BY_SERVER:
             # The server under us has closed it already.
-            self.hub.metrics.closes.labels(str(protocol.CLOSE_TOO_BIG)).inc()
+            self.hub.metrics.closes.labels(str(self._transport.close_code)).inc()
         try:
             async with self.hub.stop.time_to_close(CLOSE_SECONDS):
                 if close is not None and not self._outbox.is_closed:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from .guarded_socket import EXTENSION
 from .handles import Identity
 from .hub import Hub
 from .outbox import Frame
@@ -45,6 +46,12 @@ class AsgiTransport:
         if text is not None:
             return str(text)
         return bytes(message.get("bytes") or b"")
+
+    def allow_large_frames(self) -> None:
+        """Take frames of the full size from now on, where the server under us bounds them itself."""
+        lift = self._websocket.scope.get("extensions", {}).get(EXTENSION)
+        if lift is not None:
+            lift()
 
     async def send(self, frame: Frame) -> None:
         """Send one frame; waits while the peer's buffers are full."""

@@ -240,9 +240,7 @@ async def test_ten_thousand_joins() -> None:
     async with attacked(dialogue) as address, wire(address, "ann") as ann, wire(address) as mallory:
         await ann.ask("join", room="general")
         frames = (
-            json.dumps(
-                {"type": "join", "room": f"dm:{number}:x" if number % 2 else "general", "ref": number}
-            )
+            json.dumps({"type": "join", "room": f"dm:{number}:x" if number % 2 else "general", "ref": number})
             for number in range(10_000)
         )
         assert await flooded(mallory, frames) == 4009

@@ -165,6 +165,9 @@ class ListTransport:
     async def receive(self) -> str | bytes | None:
         return await self.received.get()
 
+    def allow_large_frames(self) -> None:
+        """Nothing bounds them here."""
+
     async def send(self, frame: Frame) -> None:
         self.messages += json.loads(frame.text)
 

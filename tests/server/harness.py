@@ -40,9 +40,8 @@ async def serve(app: Any, *, sock: socket.socket | None = None, **settings: Any)
     """Serve a Dialogue (or any ASGI app) and yield its address, ``127.0.0.1:PORT``; *settings* are uvicorn's."""
     s = sock or _socket()
     asgi = app.app if isinstance(app, Dialogue) else app
-    config = uvicorn.Config(
-        asgi, host="127.0.0.1", port=0, ws=WS_PROTOCOL, log_config=None, ws_ping_interval=None, **settings
-    )
+    settings = {"ws": WS_PROTOCOL, "ws_ping_interval": None} | settings
+    config = uvicorn.Config(asgi, host="127.0.0.1", port=0, log_config=None, **settings)
     server = uvicorn.Server(config)
     # Signal handlers belong to the test runner.
     task = asyncio.create_task(server._serve([s]), name="test-server")
