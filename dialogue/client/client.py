@@ -68,8 +68,9 @@ class DialogueClient:
             await room.trigger("message", {"text": "hello"})
 
     A lost connection is tried again for ever, with exponential backoff and full jitter; rooms resume where they
-    were, and what was not answered is asked again. Only the close codes 4001 (unauthenticated) and 4002 (not this
-    protocol), or the matching refusal, end it: `ConnectionLost` to everything pending and to ``on_error``.
+    were, and what was not answered is asked again; *auth* is asked again when credentials have expired. Only the
+    close codes 4001 (unauthenticated) on a try to connect and 4002 (not this protocol), or the matching refusal, end
+    it: `ConnectionLost` to everything pending and to ``on_error``.
 
     Handlers of the client and of all its rooms run one at a time, in order, from one queue of *queue_events*. When
     it is full the client stops reading, so that the server feels it; nothing is dropped. One exception keeps

@@ -187,8 +187,9 @@ class Session:
         """The connection is gone.
 
         Args:
-            code: The close code, or None when there was no close frame. 4001 and 4002 end the session; after 4009
-                the client stays away for a while, however long the connection stood.
+            code: The close code, or None when there was no close frame. 4002 ends the session, and 4001 one that
+                was not connected: credentials that have expired meanwhile are asked for again. After 4009 the client
+                stays away for a while, however long the connection stood.
             reason: As the server gave it.
             now: The time.
         """
@@ -197,7 +198,7 @@ class Session:
         was_connected = self.state == "connected"
         self._connect_ref = self._greeting_until = self._last_heard = self._paused_pong_at = None
         self.client_id = None
-        if code in FINAL_CLOSE_CODES:
+        if code in FINAL_CLOSE_CODES and not (was_connected and code == CLOSE_UNAUTHENTICATED):
             self._end(ConnectionLost(code, reason))
             return
         if code == CLOSE_TOO_BIG:

@@ -690,7 +690,8 @@ class DialogueClient {
     else if (stood && Date.now() - link.connectedAt > STABLE_MS) this.#failures = 0;
     this.#detach();
     if (code === CLOSE_FRAME_TOO_BIG) this.#dropLargest();
-    if (code === CLOSE_UNAUTHENTICATED || code === CLOSE_PROTOCOL) {
+    // Credentials that have expired meanwhile are asked for again; a try to connect that is refused is the end.
+    if ((code === CLOSE_UNAUTHENTICATED && !stood) || code === CLOSE_PROTOCOL) {
       const error =
         code === CLOSE_UNAUTHENTICATED
           ? new DialogueError("UNAUTHENTICATED", reason || "the server does not accept this client")

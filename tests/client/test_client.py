@@ -657,13 +657,15 @@ async def test_refused_credentials_are_raised(server: FakeSocketServer) -> None:
 async def test_the_end_of_the_retrying_is_told_to_everyone(
     server: FakeSocketServer, client: DialogueClient
 ) -> None:
-    """4001 later on: what is pending fails, on_error is called, and calls fail at once."""
+    """Refused later on: what is pending fails, on_error is called, and calls fail at once."""
     room = await client.join(ROOM)
     errors: list[Exception] = []
     client.on_error(errors.append)
-    server.intercept = lambda connection, command: True
+    server.intercept = lambda connection, command: command["type"] == "trigger"
     pending = asyncio.create_task(room.trigger("message", 1))
     await until(lambda: len(server.connections[0].commands) == 3)
+    # Its credentials have expired, and those that it brings next are no better.
+    server.refuse_connect = "UNAUTHENTICATED"
     await server.drop(4001)
     with pytest.raises(ConnectionLost) as caught:
         await pending
@@ -672,6 +674,18 @@ async def test_the_end_of_the_retrying_is_told_to_everyone(
     await until(lambda: errors)
     with pytest.raises(ConnectionLost):
         await room.trigger("message", 2)
+
+
+async def test_credentials_that_expire_are_asked_for_again(server: FakeSocketServer) -> None:
+    """4001 on a connection that stood: the client comes back with new ones, and its rooms resume."""
+    tokens = iter(("old", "new"))
+    async with make(server, auth=lambda: {"user_id": "ann", "token": next(tokens)}) as client:
+        await client.join(ROOM)
+        await server.drop(4001)
+        await until(lambda: server.handshake_count == 2 and client.state == "connected")
+        commands = server.connections[-1].commands
+        assert commands[0]["auth"]["token"] == "new"
+        await until(lambda: any(command["type"] == "join" for command in commands))
 
 
 async def test_auth_is_asked_for_at_every_connection(server: FakeSocketServer) -> None:

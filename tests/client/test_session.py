@@ -475,7 +475,16 @@ def test_ping_is_answered(joined: Link) -> None:
     assert [command["type"] for command in joined.to_server] == ["pong"]
 
 
-@pytest.mark.parametrize("code", [4001, 4002])
+def test_expired_credentials_are_brought_again(joined: Link) -> None:
+    """4001 on a connection that stood is a loss like others: only a refused try to connect is the end."""
+    ref = joined.trigger("a")
+    joined.lose(4001)
+    assert ref not in joined.failed
+    assert joined.session.state == "resuming"
+    assert joined.session.deadline is not None
+
+
+@pytest.mark.parametrize("code", [4002])
 def test_final_close_codes_end_the_session(joined: Link, code: int) -> None:
     """Everything pending fails once, nothing is tried again, later requests are refused at once."""
     ref = joined.trigger("a")
