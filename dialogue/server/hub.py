@@ -20,7 +20,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import protocol
-from ..config import EventType, Limits, RoomTypes
+from ..config import EventType
 from ..core import admission
 from ..core.room import Room, Subscriber
 from ..errors import (
@@ -28,6 +28,8 @@ from ..errors import (
     EventNotAllowed,
 )
 from ..events import CHANGES, Ack, Draft, EncodedEvent
+from ..limits import Limits
+from ..room_types import RoomTypes
 from ..storage.archive import Archive
 from ..storage.base import Appended, FeedItem, Store
 from ..storage.cleanup import HandOver
@@ -38,7 +40,7 @@ from .application_reads import ApplicationReads
 from .changes import Changes
 from .connections import Connections
 from .feed import Feeds
-from .group_commit import GroupCommit, Outcome, Waiter
+from .group_commit import GroupCommit
 from .handles import Context, RoomHandle
 from .health import show_progress
 from .hooks import HookRegistry
@@ -54,6 +56,7 @@ from .registry import RoomRegistry
 from .rooms import OpenRooms
 from .session_records import SessionRecords
 from .stopping import Stopping
+from .submissions import Outcome, Waiter
 
 if TYPE_CHECKING:
     from .session import Session
