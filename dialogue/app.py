@@ -11,14 +11,16 @@ from dataclasses import fields
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .config import DirectRoom, EventType, Hook, Hooks, Limits, RoomConfig, RoomTypes
-from .core.cursor import MAX_SEQ
+from .config import DirectRoom, EventType, Hook, Hooks, RoomConfig
 from .decorators import HookDecorators
 from .errors import ConfigError, LifespanNotRunning, StartError
-from .events import Ack, Event, as_mapping
+from .events import Ack, Event
+from .limits import Limits
 from .overriding import UNCHANGED, Unchanged, check_archive, make_store, overridden
+from .room_types import RoomTypes
 from .server.handles import Client, RoomHandle, UserRooms
 from .server.health import report
+from .server.hook_archive import choose_archive
 from .server.hooks import HookRegistry
 from .server.hub import Hub
 from .server.metrics import Metrics
@@ -30,50 +32,6 @@ if TYPE_CHECKING:
     from fastapi import APIRouter, FastAPI
 
     from .server.serving import Serving
-
-_COUNTED_ROWS = 500
-"""Rows that ``on_load_before`` is asked for at a time where an offset has to be counted out."""
-
-
-class _HookArchive(Archive):
-    """The archive that ``on_cleanup``, ``on_load``, ``on_load_before`` and ``on_erase`` make."""
-
-    def __init__(self, hooks: HookRegistry, *, is_keyset: bool) -> None:
-        self._hooks = hooks
-        self.is_keyset = is_keyset
-        self.can_erase = hooks.has("on_erase")
-
-    async def cleanup(self, room_id: str, event_name: str, events: list[Any]) -> None:
-        # No time limit: a retry may only start after the earlier call has ended.
-        await self._hooks.call(
-            "on_cleanup", seconds=None, room_id=room_id, event_name=event_name, events=events
-        )
-
-    async def load(self, room_id: str, event_name: str, start: int, end: int) -> Any:
-        if self._hooks.has("on_load"):
-            return await self._hooks.call(
-                "on_load", seconds=None, room_id=room_id, event_name=event_name, start=start, end=end
-            )
-        # By seq alone an offset has to be counted out from the newest row.
-        rows: list[Any] = []
-        before, count = MAX_SEQ, 0
-        while count < end:
-            limit = min(end - count, _COUNTED_ROWS)
-            page = list(await self.load_before(room_id, event_name, before, limit))[:limit]
-            rows += page[max(0, start - count) :]
-            count += len(page)
-            if len(page) < limit:
-                break
-            before = as_mapping(page[-1])["seq"]
-        return rows
-
-    async def load_before(self, room_id: str, event_name: str, before: int, limit: int) -> Any:
-        return await self._hooks.call(
-            "on_load_before", seconds=None, room_id=room_id, event_name=event_name, before=before, limit=limit
-        )
-
-    async def erase(self, user_id: str) -> None:
-        await self._hooks.call("on_erase", seconds=None, user_id=user_id)
 
 
 def _clock_ms() -> int:
@@ -220,7 +178,7 @@ class Dialogue(HookDecorators):
                 "this Dialogue is running already: its router was included twice, or two applications serve it. "
                 "Include it once; for a second server make a second Dialogue"
             )
-        archive, is_readable = self._check_archive()
+        archive, is_readable = self._choose_archive()
         store = self.store  # What was opened is closed, also if an `override` ends before.
         hub = Hub(
             dialogue=self,
@@ -259,30 +217,9 @@ class Dialogue(HookDecorators):
         finally:
             self._hub = self._loop = None
 
-    def _check_archive(self) -> tuple[Archive | None, bool]:
-        has_hooks = any(map(self._hooks.has, ("on_cleanup", "on_load", "on_load_before", "on_erase")))
-        if self._archive is not None:
-            if has_hooks:
-                raise ConfigError(
-                    "Dialogue, field 'archive'",
-                    "there are on_cleanup, on_load or on_erase hooks too",
-                    "Use one or the other",
-                )
-            return self._archive, True
-        if not has_hooks:
-            return None, False
-        if not self._hooks.has("on_cleanup"):
-            found = "on_erase" if self._hooks.has("on_erase") else "on_load"
-            raise ConfigError(
-                f"hook {found!r}",
-                f"there is no on_cleanup hook, so nothing would ever be there to {found.removeprefix('on_')}",
-                "Register on_cleanup too",
-            )
-        is_readable = self._hooks.has("on_load") or self._hooks.has("on_load_before")
-        # A memory store's archive holds earlier lives too: only offsets reach them.
-        prefers_offsets = not self.store.is_durable and self._hooks.has("on_load")
-        is_keyset = self._hooks.has("on_load_before") and not prefers_offsets
-        return _HookArchive(self._hooks, is_keyset=is_keyset), is_readable
+    def _choose_archive(self) -> tuple[Archive | None, bool]:
+        """Return what evicted events go to, if anything, and whether they can be read there."""
+        return choose_archive(self._archive, self._hooks, is_store_durable=self.store.is_durable)
 
     def _warn(self, archive: Archive | None) -> None:
         if self.is_development:

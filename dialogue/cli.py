@@ -21,9 +21,11 @@ from . import __version__
 from .app import Dialogue
 from .commands import db, transfer
 from .commands.common import err, fail, load, out
-from .config import EventType, Limits, RoomType
+from .config import EventType
 from .deployment import Problem, problems
 from .errors import DialogueError, StartError
+from .limits import Limits
+from .room_types import RoomType
 
 if TYPE_CHECKING:
     import socket
@@ -221,7 +223,7 @@ def check(
 
 def _archive_name(dialogue: Dialogue) -> str:
     """Return what the archive is, checking what only a start would check: whether the hooks fit together."""
-    archive, is_readable = dialogue._check_archive()
+    archive, is_readable = dialogue._choose_archive()
     if archive is None:
         return "none"
     name = "on_cleanup hook" if type(archive).__name__.startswith("_") else type(archive).__name__

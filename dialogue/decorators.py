@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from .config import EventType, RoomTypes
+from .config import EventType
 from .errors import ConfigError
+from .room_types import RoomTypes
 from .server.hooks import HookRegistry, Matches, both, event_filter, room_filter
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from .config import Limits, RoomType
+from .limits import Limits
+from .room_types import RoomType
 from .storage.archive import Archive
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _access(dialogue: Dialogue) -> _Found:
 
 
 def _storage(dialogue: Dialogue) -> _Found:
-    archive, is_readable = dialogue._check_archive()
+    archive, is_readable = dialogue._choose_archive()
     types = _room_types(dialogue)
     records = any(
         room_type.admits_any_event or any(event.history for event in room_type.events.values())

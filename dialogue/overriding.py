@@ -8,8 +8,9 @@ from dataclasses import fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from .config import Hook, Hooks, Limits
+from .config import Hook, Hooks
 from .errors import ConfigError
+from .limits import Limits
 from .storage.archive import Archive
 from .storage.base import Store
 from .storage.memory import MemoryStore

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from dialogue import ConfigError, Dialogue, History, Hooks, Limits, RoomConfig, define_event
-from dialogue.config import RoomTypes
 from dialogue.core.patterns import RoomPattern
+from dialogue.room_types import RoomTypes
 
 
 class Text(BaseModel):

@@ -61,7 +61,7 @@ def export_command(
 ) -> None:
     """Write a whole log to a file, as it is now, while its server runs. Run it again if it was interrupted."""
     from ..storage.administration import Database
-    from ..storage.transfer import export_log
+    from ..storage.log_export import export_log
 
     async def run() -> None:
         async with Database(sql_store(store)) as database:
@@ -86,7 +86,7 @@ def import_command(
 ) -> None:
     """Read a whole log from a file into a new database. Run it again if it was interrupted."""
     from ..storage.administration import Database
-    from ..storage.transfer import import_log
+    from ..storage.log_import import import_log
 
     async def run() -> None:
         async with Database(sql_store(store)) as database:

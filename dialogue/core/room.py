@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ..config import RoomType
 from ..events import CHANGES, EncodedEvent
+from ..room_types import RoomType
 from .cursor import MAX_SEQ, Bound
 from .ring import Ring
 

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Literal
 
-from ..config import DirectRoom, EventType, Limits, RoomType
+from ..config import DirectRoom, EventType
 from ..errors import CommandError, Internal, JoinDenied, RoomNotFound
+from ..limits import Limits
+from ..room_types import RoomType
 from .handles import Client, Context, RoomHandle
 from .hooks import HookRegistry
 

@@ -10,11 +10,12 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
 
-from ..config import EventType, Limits, RoomLimits
+from ..config import EventType
 from ..core import admission
 from ..core.room import Room
 from ..errors import CommandError, EventNotAllowed, Internal, InvalidRequest, ValidationFailed
 from ..events import CHANGES, ERASED_USER, SERVER_KEY_PREFIX, Draft, Event
+from ..limits import Limits, RoomLimits
 from ..storage.base import Appended
 from .access import Access
 from .handles import Client, Context, RoomHandle

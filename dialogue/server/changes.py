@@ -35,8 +35,8 @@ from ..events import (
 from ..storage.archive import Archive
 from ..storage.base import Appended, UserEvent
 from .admit import SERVER_SENDER, check_not_publishing
-from .group_commit import Waiter
 from .handles import Client
+from .submissions import Waiter
 
 if TYPE_CHECKING:
     from .hub import Hub

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import protocol
-from ..config import Limits
 from ..errors import RateLimited
+from ..limits import Limits
 from .metrics import Metrics
 
 if TYPE_CHECKING:

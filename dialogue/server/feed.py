@@ -13,9 +13,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from random import Random
 from typing import Any, TypeVar
 
-from ..config import Limits, RoomType
 from ..errors import CursorExpired, StoreUnavailable
 from ..events import Event
+from ..limits import Limits
+from ..room_types import RoomType
+from ..storage.backoff import backoff_seconds
 from ..storage.base import FeedItem, Store
 
 T = TypeVar("T")
@@ -134,7 +136,7 @@ class Feeds:
 
     async def _read(self, call: Callable[[], Awaitable[T]], *, if_closed: T) -> T:
         """Return what the store answers, however long it is away; *if_closed* when the server stops meanwhile."""
-        bound = _FIRST_RETRY_SECONDS
+        failures = 0
         while True:
             try:
                 return await call()
@@ -142,8 +144,12 @@ class Feeds:
                 if self._is_closed:
                     return if_closed
                 self._log.warning("the feed cannot read the log, and tries again: %s", error)
-            await asyncio.sleep(self._random.uniform(0, bound))
-            bound = min(2 * bound, _LONGEST_RETRY_SECONDS)
+            await asyncio.sleep(
+                backoff_seconds(
+                    failures, first=_FIRST_RETRY_SECONDS, longest=_LONGEST_RETRY_SECONDS, random=self._random
+                )
+            )
+            failures += 1
 
     async def _page(self, after: int) -> list[FeedItem]:
         return await self._read(lambda: self._store.feed(after, limit=PAGE_EVENTS), if_closed=[])

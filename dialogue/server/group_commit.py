@@ -11,9 +11,8 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from random import Random
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from ..config import Limits
 from ..errors import (
     Backpressure,
     CommandError,
@@ -24,114 +23,14 @@ from ..errors import (
     StoreUnavailable,
     TargetGone,
 )
-from ..events import Ack, Draft, EncodedEvent, Event
+from ..events import Draft
+from ..limits import Limits
+from ..storage.backoff import backoff_seconds
 from ..storage.base import Appended, Store
 from ..storage.condition import Condition
 from ..storage.ending import end_tasks
 from .metrics import Metrics
-
-
-class Publisher(Protocol):
-    """Who is told what became of a submission. Neither method may raise."""
-
-    def on_recorded(self, submission: Submission, outcome: Outcome) -> bytes | None:
-        """The submission is recorded; return the ``ok`` message to send along, if it goes over a connection."""
-
-    def on_failed(self, submission: Submission, error: CommandError) -> None:
-        """The submission was not recorded, or its outcome is not known in time."""
-
-
-class Submission:
-    """One draft on its way through the group.
-
-    Attributes:
-        publisher: Who is told; None when nobody waits.
-        ref: The publisher's name for it.
-        deadline: Loop time after which the publisher is answered, whatever the append does.
-        is_answered: Whether the publisher has been told already; an event recorded later is still delivered.
-        size: Bytes that it counts for.
-    """
-
-    __slots__ = ("deadline", "draft", "is_answered", "publisher", "ref", "size")
-
-    def __init__(self, draft: Draft, publisher: Publisher | None, ref: Any, deadline: float) -> None:
-        self.draft = draft
-        self.publisher = publisher
-        self.ref = ref
-        self.deadline = deadline
-        self.is_answered = publisher is None
-        self.size = _size(draft)
-
-    def fail(self, error: CommandError) -> None:
-        """Tell the publisher, once."""
-        if not self.is_answered and self.publisher is not None:
-            self.is_answered = True
-            self.publisher.on_failed(self, error)
-
-
-class Outcome(NamedTuple):
-    """A submission that is recorded (or passed through, if ephemeral)."""
-
-    submission: Submission
-    appended: Appended | None
-    event: EncodedEvent | None
-
-
-class Waiter:
-    """A publisher inside the process.
-
-    Attributes:
-        result: What it is told.
-    """
-
-    __slots__ = ("result",)
-
-    def __init__(self) -> None:
-        self.result: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
-
-    def on_recorded(self, submission: Submission, outcome: Outcome) -> None:
-        if not self.result.done():
-            self.result.set_result(ack_of(outcome))
-
-    def on_failed(self, submission: Submission, error: CommandError) -> None:
-        if not self.result.done():
-            self.result.set_exception(error)
-
-
-def ack_of(outcome: Outcome) -> Ack:
-    """Return what the publisher of *outcome* is told."""
-    appended = outcome.appended
-    if appended is None:
-        assert outcome.event is not None
-        event: Event[Any] = Event.decode(outcome.event, epoch=None)
-        return Ack(None, None, event.timestamp)
-    return appended.ack
-
-
-class _Lookup:
-    """A question for what is recorded under a draft's key, in its place among the submissions."""
-
-    __slots__ = ("deadline", "draft", "result", "size")
-
-    def __init__(self, draft: Draft, deadline: float) -> None:
-        self.draft = draft
-        self.deadline = deadline
-        self.size = _size(draft)
-        self.result: asyncio.Future[Appended | None] = asyncio.get_running_loop().create_future()
-
-    @property
-    def is_answered(self) -> bool:
-        """Whether whoever asked has been told, or has gone."""
-        return self.result.done()
-
-    def fail(self, error: CommandError) -> None:
-        """Tell whoever asked, once."""
-        if not self.result.done():
-            self.result.set_exception(error)
-
-
-def _size(draft: Draft) -> int:
-    return len(draft.data_json) + (0 if draft.meta_json is None else len(draft.meta_json))
+from .submissions import Lookup, Outcome, Publisher, Submission
 
 
 def _why(error: BaseException) -> str:
@@ -205,19 +104,19 @@ class GroupCommit:
         self._time = asyncio.get_running_loop().time
         self._waits_for_store = waits_for_store
         # Kept from group to group: a store that has been down for long is not asked faster by the next one.
-        self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._refusals = 0
         self._metrics = metrics
         self._log = logger
         self._clock_ms = clock_ms
         self._random = random
-        self._queue: deque[Submission | _Lookup] = deque()
+        self._queue: deque[Submission | Lookup] = deque()
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_closed = False
         self._queue_bytes = 0
         # Taken from the queue and not yet told: one that is appended, and the one before it that is being told.
-        self._groups: deque[list[Submission | _Lookup]] = deque()
+        self._groups: deque[list[Submission | Lookup]] = deque()
         self._appending: asyncio.Task[Done] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -299,14 +198,14 @@ class GroupCommit:
         ):
             raise Backpressure("too many events wait for the store", retry_after_seconds=1)
 
-    def _enqueue(self, item: Submission | _Lookup) -> None:
+    def _enqueue(self, item: Submission | Lookup) -> None:
         self._queue.append(item)
         self._queue_bytes += item.size
         if len(self._queue) == 1:
             self._idle.clear()
             self._arrived.set()
 
-    def _dequeue(self) -> Submission | _Lookup:
+    def _dequeue(self) -> Submission | Lookup:
         item = self._queue.popleft()
         self._queue_bytes -= item.size
         return item
@@ -319,7 +218,7 @@ class GroupCommit:
         """
         if self._is_closed:
             raise StoreUnavailable("the server is stopping", retry_after_seconds=1)
-        lookup = _Lookup(draft, self._time() + self._limits.append_timeout_seconds)
+        lookup = Lookup(draft, self._time() + self._limits.append_timeout_seconds)
         self._check_room(lookup.size)
         self._enqueue(lookup)
         return await lookup.result
@@ -371,18 +270,25 @@ class GroupCommit:
         now = self._time()
         self._watch()
         # The others' events were never recorded, and never will be.
-        waiting: list[Submission | _Lookup] = [item for item in kept if item.deadline > now]
+        waiting: list[Submission | Lookup] = [item for item in kept if item.deadline > now]
         self._groups[0] = waiting
         return await self._work(waiting) if waiting else Done([], [])
 
     async def _back_off(self) -> None:
-        await asyncio.sleep(self._random.uniform(0, self._retry_seconds))
-        self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY_SECONDS)
+        await asyncio.sleep(
+            backoff_seconds(
+                self._refusals,
+                first=_FIRST_RETRY_SECONDS,
+                longest=_LONGEST_RETRY_SECONDS,
+                random=self._random,
+            )
+        )
+        self._refusals += 1
 
-    async def _work(self, group: list[Submission | _Lookup]) -> Done:
+    async def _work(self, group: list[Submission | Lookup]) -> Done:
         """Return what is to be told of *group*; who is not to be told of anything recorded is told here."""
         try:
-            if isinstance(group[0], _Lookup):
+            if isinstance(group[0], Lookup):
                 await self._answer(group[0])
                 return Done([], [])
             return await self._commit([item for item in group if isinstance(item, Submission)])
@@ -400,27 +306,27 @@ class GroupCommit:
         except Exception as error:
             self._on_bug([outcome.submission for outcome in outcomes], error)
 
-    def _on_bug(self, items: Sequence[Submission | _Lookup], error: Exception) -> None:
+    def _on_bug(self, items: Sequence[Submission | Lookup], error: Exception) -> None:
         self._log.exception("a group of %d events failed", len(items), extra={"event_count": len(items)})
         self._metrics.append_failures.labels("internal").inc()
         self._fail(items, error if isinstance(error, CommandError) else Internal())
 
-    def _next_group(self) -> list[Submission | _Lookup]:
+    def _next_group(self) -> list[Submission | Lookup]:
         """Take the next append's submissions, or one lookup: it sees everything that came before it."""
         first = self._dequeue()
-        if isinstance(first, _Lookup):
+        if isinstance(first, Lookup):
             return [first]
-        group: list[Submission | _Lookup] = [first]
+        group: list[Submission | Lookup] = [first]
         size = first.size
         while self._queue and len(group) < self._limits.append_batch_events:
             item = self._queue[0]
             size += item.size
-            if isinstance(item, _Lookup) or size > self._limits.append_batch_bytes:
+            if isinstance(item, Lookup) or size > self._limits.append_batch_bytes:
                 break
             group.append(self._dequeue())
         return group
 
-    async def _answer(self, lookup: _Lookup) -> None:
+    async def _answer(self, lookup: Lookup) -> None:
         while not lookup.is_answered:
             try:
                 (found,) = await self._store.settle([lookup.draft])
@@ -555,14 +461,14 @@ class GroupCommit:
             self._metrics.append_failures.labels("internal").inc()
             self.condition.failed(error)
             results = await self._settle(drafts)
-        self._retry_seconds = _FIRST_RETRY_SECONDS
+        self._refusals = 0
         lost = [item for item, result in zip(submissions, results, strict=True) if result is None]
         self._fail(lost, StoreUnavailable("the event was not recorded", retry_after_seconds=1))
         return list(results), None
 
     async def _settle(self, drafts: list[Draft]) -> Sequence[Appended | None]:
         """Ask until the store tells what became of *drafts*: nothing is appended before that is known."""
-        bound = _FIRST_SETTLE_SECONDS
+        failures = 0
         while True:
             try:
                 settled = await self._store.settle(drafts)
@@ -582,9 +488,16 @@ class GroupCommit:
                     "an append's outcome is unknown and settling it failed as no store should",
                     extra={"event_count": len(drafts)},
                 )
-            await asyncio.sleep(self._random.uniform(0, bound))
-            bound = min(bound * 2, _LONGEST_SETTLE_SECONDS)
+            await asyncio.sleep(
+                backoff_seconds(
+                    failures,
+                    first=_FIRST_SETTLE_SECONDS,
+                    longest=_LONGEST_SETTLE_SECONDS,
+                    random=self._random,
+                )
+            )
+            failures += 1
 
-    def _fail(self, items: Iterable[Submission | _Lookup], error: CommandError) -> None:
+    def _fail(self, items: Iterable[Submission | Lookup], error: CommandError) -> None:
         for item in items:
             item.fail(error)

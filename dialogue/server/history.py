@@ -114,12 +114,35 @@ def _by_offset(hub: Hub, room: Room, command: protocol.HistoryRead, names: list[
 async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) -> bytes:
     """Run *read* and return the ``history`` message."""
     with room.watch() as replaced:
-        return await _answer(hub, room, read, replaced, user_id=user_id, ref=ref)
+        found = await _run(hub, room, read)
+    message: dict[str, Any] = {"type": "history"}
+    if ref is not None:
+        message["ref"] = ref
+    message |= {
+        "room": room.room_id,
+        "event": read.event,
+        "epoch": hub.store.epoch,
+        "has_more": found.next is not None,
+        "next": found.next,
+    }
+    if found.previous is not None:
+        message["previous"] = found.previous
+    if found.gap is not None:
+        gap = found.gap
+        message["gap"] = {"from_seq": gap.from_seq, "through_seq": gap.through_seq, "reason": gap.reason}
+    return protocol.encode_with_events(message, _encoded(found.events, replaced, user_id))
 
 
-async def _answer(
-    hub: Hub, room: Room, read: Read, replaced: dict[int, EncodedEvent], *, user_id: str, ref: Ref
-) -> bytes:
+class _Found(NamedTuple):
+    """What a history command finds: events, and the tokens and the gap that go with them."""
+
+    events: list[EncodedEvent]
+    next: str | None
+    previous: str | None
+    gap: Gap | None
+
+
+async def _run(hub: Hub, room: Room, read: Read) -> _Found:
     epoch = hub.store.epoch
     events: list[EncodedEvent] = []
     gap: Gap | None = None
@@ -149,21 +172,7 @@ async def _answer(
                 previous = cursor.encode_newer(epoch, read.after if shown is None else shown)
             events = events + newer.events
             gap = _join(gap, newer.gap)
-    message: dict[str, Any] = {"type": "history"}
-    if ref is not None:
-        message["ref"] = ref
-    message |= {
-        "room": room.room_id,
-        "event": read.event,
-        "epoch": epoch,
-        "has_more": next_token is not None,
-        "next": next_token,
-    }
-    if previous is not None:
-        message["previous"] = previous
-    if gap is not None:
-        message["gap"] = {"from_seq": gap.from_seq, "through_seq": gap.through_seq, "reason": gap.reason}
-    return protocol.encode_with_events(message, _encoded(events, replaced, user_id))
+    return _Found(events, next_token, previous, gap)
 
 
 def _encoded(events: list[EncodedEvent], replaced: dict[int, EncodedEvent], user_id: str) -> list[bytes]:
@@ -206,37 +215,21 @@ async def joined(
     Args:
         through: S: the room's seq when the subscriber was registered.
     """
-    with room.watch() as replaced:
-        return await _joined(
-            hub, room, subscriber, replaced, through=through, since=since, sync=sync, ref=ref
-        )
-
-
-async def _joined(
-    hub: Hub,
-    room: Room,
-    subscriber: Subscriber,
-    replaced: dict[int, EncodedEvent],
-    *,
-    through: int,
-    since: protocol.Since | None,
-    sync: int | None,
-    ref: Ref,
-) -> bytes:
     epoch = hub.store.epoch
     names = [name for name in room.recorded_names() if subscriber.subscription.wants(name)]
     recovered: bool | None = None
     events: list[EncodedEvent] | None = None
     bounds: dict[str, Bound] | None = None
-    if since is not None:
-        if since.epoch == epoch and 0 <= since.seq <= through:
-            events = await hub.reader.replay(room, names, after=since.seq, through=through)
-        recovered = events is not None
-        if events is not None and (since.seq > 0 or hub.reader.has_archive):
-            bounds = bounds_below(names, since.seq + 1)
-    if events is None:
-        page = await hub.reader.newest_per_stream(room, _counts(hub, room, names, sync), through=through)
-        events, bounds = page.events, page.bounds
+    with room.watch() as replaced:
+        if since is not None:
+            if since.epoch == epoch and 0 <= since.seq <= through:
+                events = await hub.reader.replay(room, names, after=since.seq, through=through)
+            recovered = events is not None
+            if events is not None and (since.seq > 0 or hub.reader.has_archive):
+                bounds = bounds_below(names, since.seq + 1)
+        if events is None:
+            page = await hub.reader.newest_per_stream(room, _counts(hub, room, names, sync), through=through)
+            events, bounds = page.events, page.bounds
     token = cursor.encode_older(epoch, bounds) if bounds else None
     message: dict[str, Any] = {"type": "joined"}
     if ref is not None:

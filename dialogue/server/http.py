@@ -34,7 +34,6 @@ from ..storage.base import Appended
 from . import history
 from .access import Permission, Purpose
 from .cors import cors_headers, is_request_allowed, preflight
-from .group_commit import Waiter
 from .handles import RoomHandle
 from .http_answers import (
     EventBody,
@@ -62,6 +61,7 @@ from .http_models import (
     UnreadAnswer,
 )
 from .rates import Rates, spend
+from .submissions import Waiter
 
 if TYPE_CHECKING:
     from ..app import Dialogue

@@ -1,35 +1,37 @@
-"""The publish path: admit, append, ring, fan-out, ack - and the parts that it goes through.
+"""The running part of a `Dialogue`: its parts put together, and the publish path through them.
 
 ::
 
-    Session.trigger ─► Admission.admit ─► GroupCommit.submit ─► Store.append
-                                                                    │
-         Outbox ◄── Session.deliver ◄── Hub.deliver ◄───────────────┘
+    Commands ─► Admission.admit ─► Hub.submit ─► GroupCommit ─► Store.append
+                                                                     │
+         Outbox ◄── Session.deliver ◄── Delivery.deliver ◄───────────┘
 
-`deliver` runs without awaiting: rings, subscribers and acks see a group in one step, in commit order. The store may
-be at work on the next group by then; nobody is told of that one before.
+What comes over HTTP, or from the application, takes the same way from `Admission` on, and waits for its `Waiter`.
+
+`Delivery.deliver` runs without awaiting: rings, subscribers and acks see a group in one step, in commit order. The
+store may be at work on the next group by then; nobody is told of that one before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import protocol
-from ..config import EventType, Limits, RoomTypes
+from ..config import EventType
 from ..core import admission
 from ..core.room import Room, Subscriber
 from ..errors import (
     Backpressure,
     EventNotAllowed,
 )
-from ..events import CHANGES, Ack, Draft, EncodedEvent
+from ..events import CHANGES, Ack, Draft
+from ..limits import Limits
+from ..room_types import RoomTypes
 from ..storage.archive import Archive
-from ..storage.base import Appended, FeedItem, Store
+from ..storage.base import Appended, Store
 from ..storage.cleanup import HandOver
 from ..storage.retention import RetentionSweep
 from .access import Access
@@ -37,8 +39,9 @@ from .admit import Admission, check_not_publishing
 from .application_reads import ApplicationReads
 from .changes import Changes
 from .connections import Connections
+from .delivery import Delivery
 from .feed import Feeds
-from .group_commit import GroupCommit, Outcome, Waiter
+from .group_commit import GroupCommit
 from .handles import Context, RoomHandle
 from .health import show_progress
 from .hooks import HookRegistry
@@ -46,7 +49,6 @@ from .in_flight import InFlight
 from .inbox import Inbox
 from .metrics import Metrics
 from .notifier import Notifier
-from .outbox import Frame
 from .presence import Presence
 from .rates import UserRates
 from .reader import Reader
@@ -54,6 +56,7 @@ from .registry import RoomRegistry
 from .rooms import OpenRooms
 from .session_records import SessionRecords
 from .stopping import Stopping
+from .submissions import Waiter
 
 if TYPE_CHECKING:
     from .session import Session
@@ -100,7 +103,6 @@ class Hub:
         self.unflushed_events = 0
         # Kept: finding the running loop asks the system for the process's number each time.
         self._time = asyncio.get_running_loop().time
-        self._trims: dict[tuple[str, str], int] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.stop = Stopping(self)
         self.handover = (
@@ -124,10 +126,11 @@ class Hub:
             metrics=metrics,
             logger=logger,
         )
+        self.delivery = Delivery(self)
         self.commit = GroupCommit(
             store,
-            deliver=self.deliver,
-            after_deliver=self._trim,
+            deliver=self.delivery.deliver,
+            after_deliver=self.delivery.trim,
             limits=limits,
             waits_for_store=waits_for_store,
             metrics=metrics,
@@ -322,143 +325,6 @@ class Hub:
         return lambda event_type: admission.encode_value(
             event_type, data, max_bytes=limits.message_bytes, max_depth=limits.data_depth
         )
-
-    # -- deliver -------------------------------------------------------------------------------------------------
-
-    def deliver(self, outcomes: Sequence[Outcome]) -> None:
-        """Tell a committed group: rings, subscribers, publishers. Never awaits."""
-        acks: defaultdict[tuple[Any, str], list[bytes]] = defaultdict(list)
-        by_room: defaultdict[str, list[Outcome]] = defaultdict(list)
-        duplicates = 0
-        for outcome in outcomes:
-            submission = outcome.submission
-            room_id = submission.draft.room_id
-            if outcome.event is not None:
-                by_room[room_id].append(outcome)
-            else:
-                duplicates += 1
-            publisher = submission.publisher
-            if publisher is not None and not submission.is_answered:
-                submission.is_answered = True
-                ack = publisher.on_recorded(submission, outcome)
-                if ack is not None:
-                    acks[publisher, room_id].append(ack)
-        self.metrics.duplicates.inc(duplicates)
-        if self.feeds.has_readers:
-            self.feeds.put(
-                [
-                    FeedItem(outcome.appended.id, outcome.submission.draft.room_id, outcome.event)
-                    for outcome in outcomes
-                    if outcome.appended is not None and outcome.event is not None
-                ]
-            )
-        for room_id, group in by_room.items():
-            room = self.rooms.get(room_id)
-            if room is not None:
-                self._deliver_room(room, group, acks)
-        for (session, _), messages in acks.items():
-            session.send(messages)
-
-    def _deliver_room(
-        self, room: Room, outcomes: list[Outcome], acks: dict[tuple[Any, str], list[bytes]]
-    ) -> None:
-        events: list[EncodedEvent] = []
-        origins: dict[int, Any] = {}
-        keyed_users: set[str] = set()
-        counting = 0
-        for outcome in outcomes:
-            event = outcome.event
-            assert event is not None
-            if event.seq is None:
-                origins[id(event)] = outcome.submission.publisher
-            else:
-                try:
-                    evicted = room.push(event)
-                except ValueError:
-                    self._reset(room)
-                    return
-                if evicted is not None:
-                    self._evicted(room, evicted)
-                counting += outcome.submission.draft.counts_unread
-                assert outcome.appended is not None
-                # After what came before it in the group is in the rings: an edit of the same group may be void now.
-                for replaced in outcome.appended.replaced:
-                    room.replace(replaced)
-                if event.event in CHANGES and self.handover is not None:
-                    # At once: until then the archive's copy of what was changed is out of date.
-                    self.handover.evicted(room.room_id, event.event, event.position)
-            if event.has_key:
-                keyed_users.add(event.sender)
-            events.append(event)
-        if counting:
-            room.last_unread_position += counting
-            self.inbox.counted(room)
-        recorded = len(events) - len(origins)
-        self.metrics.recorded.inc(recorded)
-        self.metrics.ephemeral.inc(len(origins))
-        special = {session for session, room_id in acks if room_id == room.room_id} | set(origins.values())
-        delivered = 0
-        # Counted by event only for those who ask: of a busy room that alone is a tenth of its cost.
-        recipients = dict.fromkeys(map(id, events), 0) if self.notifier.has_hooks else {}
-        for group in room.groups(events):
-            frame: Frame | None = None
-            texts = [event.json for event in group.events]
-            count = len(texts)
-            for subscriber in group.subscribers:
-                session: Session = subscriber.sink
-                if session in special or subscriber.user_id in keyed_users:
-                    user_id = subscriber.user_id
-                    messages = [
-                        event.json_for(user_id) if event.has_key and event.sender == user_id else text
-                        for event, text in zip(group.events, texts, strict=True)
-                        if not origins or origins.get(id(event), event) is not session
-                    ]
-                    delivered += len(messages)
-                    if subscriber.held is None:
-                        # Else the frame waits for a join that may fail: the acks must not wait with it.
-                        messages += acks.pop((session, room.room_id), ())
-                    if messages:
-                        session.deliver(subscriber, Frame(protocol.encode_frame(messages)))
-                    for event in group.events if recipients else ():
-                        recipients[id(event)] -= origins.get(id(event), event) is session
-                else:
-                    if frame is None:
-                        frame = Frame(protocol.encode_frame(texts))
-                    session.deliver(subscriber, frame)
-                    delivered += count
-            if recipients:
-                size = sum(1 for _ in group.subscribers)
-                for event in group.events:
-                    recipients[id(event)] += size
-        self.metrics.deliveries.inc(delivered)
-        if recipients:
-            counted = [(event, recipients[id(event)]) for event in events]
-            self.notifier.put(room.room_id, room.room_type, counted)
-
-    def _evicted(self, room: Room, evicted: EncodedEvent) -> None:
-        if self.handover is not None:
-            self.handover.evicted(room.room_id, evicted.event, evicted.position)
-        elif not self.store.is_durable:
-            self._trims[room.room_id, evicted.event] = evicted.position
-            self.metrics.forgotten.inc()
-
-    async def _trim(self) -> None:
-        """Let a store that only mirrors the rings forget what they have forgotten."""
-        trims, self._trims = self._trims, {}
-        for (room_id, event_name), through in trims.items():
-            await self.store.remove(room_id, event_name, through)
-
-    def _reset(self, room: Room) -> None:
-        """Drop a room whose next seq is not what it should be, and its connections: they resume from the log.
-
-        It takes a fault in the store to come here. Going on would hide a hole from everyone.
-        """
-        self.log.critical(
-            "room %r: the store skipped a seq; its connections are closed and will resume", room.room_id
-        )
-        self.open_rooms.reset(room.room_id)
-        for subscriber in list(room.subscribers()):
-            subscriber.sink.close(protocol.CLOSE_RESTARTING, "the room is read again")
 
     # -- subscribers ---------------------------------------------------------------------------------------------
 

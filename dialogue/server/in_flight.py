@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from ..config import Limits
 from ..errors import RateLimited
+from ..limits import Limits
 
 
 class InFlight:

@@ -12,13 +12,14 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from ..config import DirectRoom, RoomType
+from ..config import DirectRoom
 from ..core.cursor import MAX_SEQ
 from ..core.room import Room
 from ..errors import Internal, InvalidRequest, NotJoined, RateLimited, StoreUnavailable
+from ..room_types import RoomType
 from ..storage.directory import Marker, Place
 from .handles import RoomHandle
-from .member_writes import FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, MemberWrites
+from .member_writes import MemberWrites
 from .unread_pushes import UnreadPushes
 
 if TYPE_CHECKING:
@@ -155,8 +156,7 @@ class Inbox:
                 except StoreUnavailable as error:
                     failures += 1
                     self._on_load_failed(user, error)
-                    seconds = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 20))
-                    await asyncio.sleep(seconds * (0.5 + hub.random.random() / 2))
+                    await self.writes.back_off(failures)
                 else:
                     self._is_failing = False
                     self._on_loaded(user, markers)

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import StoreUnavailable
+from ..storage.backoff import backoff_seconds
 from ..storage.directory import Marker, Place
 
 if TYPE_CHECKING:
@@ -228,12 +229,19 @@ class MemberWrites:
                     if not failures:
                         hub.log.warning("memberships cannot be written now and are tried again: %s", error)
                     failures += 1
-                    seconds = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 20))
-                    await asyncio.sleep(seconds * (0.5 + hub.random.random() / 2))
+                    await self.back_off(failures)
                 except Exception:
                     # Not the store's state but something about these: trying again would be for ever.
                     hub.log.exception("memberships could not be written (room %r)", room_id)
                     self._dropped(len(self._take(room_id)))
+
+    async def back_off(self, failures: int) -> None:
+        """Wait before the store is asked again, after so many failures in a row."""
+        await asyncio.sleep(
+            backoff_seconds(
+                failures, first=FIRST_RETRY_SECONDS, longest=LONGEST_RETRY_SECONDS, random=self._hub.random
+            )
+        )
 
     def _dropped(self, members: int) -> None:
         self._hub.metrics.members_dropped.inc(members)

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import Limits, RoomType
 from ..errors import RoomNotFound
 from ..events import EncodedEvent, Event
+from ..limits import Limits
+from ..room_types import RoomType
 from ..storage.ending import end_tasks
 from .handles import Context, RoomHandle
 from .hooks import HookRegistry

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from ..config import Limits, RoomLimits
 from ..core.limits import TokenBucket
 from ..errors import RateLimited
+from ..limits import Limits, RoomLimits
 
 USERS_REMEMBERED = 10_000
 """For how many users buckets are kept at least, those that were used last: a new connection fills no empty one."""

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Awaitable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from ..config import Limits
 from ..core.cursor import Bound
 from ..core.room import Room
 from ..core.timeline import (
@@ -27,6 +26,7 @@ from ..core.timeline import (
 )
 from ..errors import StoreUnavailable
 from ..events import EncodedEvent
+from ..limits import Limits
 from ..storage.archive import Archive, encode_row
 from ..storage.base import LogPage, Store
 from ..storage.cleanup import Gate, HandOver

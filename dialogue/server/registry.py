@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from ..config import RoomType, RoomTypes
 from ..core.patterns import room_id_problem
 from ..errors import (
     Backpressure,
@@ -23,6 +22,7 @@ from ..errors import (
     RoomNotFound,
     StoreUnavailable,
 )
+from ..room_types import RoomType, RoomTypes
 from ..storage.directory import RoomRecord
 from .announcer import Announcer
 from .handles import Client, RoomHandle

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ..config import Limits
 from ..core.patterns import room_id_problem
 from ..core.ring import Ring
 from ..core.room import Room
 from ..errors import Backpressure, RoomNotFound
+from ..limits import Limits
 from ..storage.base import Store
 from ..storage.ending import end_tasks
 from .rates import RoomRates

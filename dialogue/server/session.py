@@ -25,13 +25,13 @@ from ..errors import (
 )
 from ..protocol import Ref
 from .commands import Commands
-from .group_commit import Outcome, Submission, ack_of
 from .handles import Client, Identity, RoomHandle
 from .hub import Hub
 from .memberships import Memberships
 from .outbox import Frame, Outbox
 from .rates import RatesOfUser, connection_rates, spend
 from .stopping import FAREWELL
+from .submissions import Outcome, Submission, ack_of
 
 CLOSE_SECONDS = 10.0
 """How long a peer that does not read has to take the close frame before its socket is dropped."""

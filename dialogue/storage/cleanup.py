@@ -17,9 +17,11 @@ from random import Random
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-from ..config import EventType, Limits
+from ..config import EventType
 from ..events import CHANGES, Event
+from ..limits import Limits
 from .archive import Archive
+from .backoff import backoff_seconds
 from .base import Store, StreamState
 from .condition import Condition
 from .ending import end_tasks
@@ -486,8 +488,9 @@ class HandOver:
         )
 
     def _retry_seconds(self, failures: int) -> float:
-        bound: float = min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures, 16))
-        return self._random.uniform(0, bound)
+        return backoff_seconds(
+            failures, first=FIRST_RETRY_SECONDS, longest=LONGEST_RETRY_SECONDS, random=self._random
+        )
 
     def _retry(self, stream: _Stream) -> None:
         if self._is_stopping:

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-from ..config import EventType, Limits, Retention
+from ..config import EventType, Retention
 from ..errors import StoreError
+from ..limits import Limits
 from .base import Store, StoredStream
 from .cleanup import HandOver
 from .ending import end_tasks

@@ -486,11 +486,7 @@ class SQLStore(Store):
         while True:
             rows = await self._read(partial(transactions.streams_above, last=last))
             for row in rows:
-                yield (
-                    row.room_id,
-                    row.event_name,
-                    StreamState(row.last, row.handed_through, row.removed_through, row.removed_through_seq),
-                )
+                yield row.room_id, row.event_name, transactions.state_of(row)
             if not rows:
                 return
             last = (rows[-1].room_id, rows[-1].event_name)

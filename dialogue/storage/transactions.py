@@ -289,10 +289,13 @@ def head(connection: Connection, room_id: str) -> RoomHead:
         found.last_seq = row.last_seq
         found.last_unread_position = row.last_unread_position
         if row.event_name is not None:
-            found.streams[row.event_name] = StreamState(
-                row.last, row.handed_through, row.removed_through, row.removed_through_seq
-            )
+            found.streams[row.event_name] = state_of(row)
     return found
+
+
+def state_of(row: Any) -> StreamState:
+    """Return where a stream stands, from a row with its columns."""
+    return StreamState(row.last, row.handed_through, row.removed_through, row.removed_through_seq)
 
 
 def page(
@@ -405,7 +408,7 @@ def stored_above(connection: Connection, names: Sequence[str], last: tuple[str, 
         StoredStream(
             row.room_id,
             row.event_name,
-            StreamState(row.last, row.handed_through, row.removed_through, row.removed_through_seq),
+            state_of(row),
             row.timestamp,
         )
         for row in connection.execute(stored_streams(len(names)), parameters)

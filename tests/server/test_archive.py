@@ -362,7 +362,7 @@ async def test_on_erase_makes_the_hooks_able_to_erase() -> None:
         (Hooks(on_cleanup=lambda events: None), False),
         (Hooks(on_cleanup=lambda events: None, on_erase=lambda user_id: asked.append(user_id)), True),
     ):
-        archive, _ = Dialogue(rooms(), hooks=hooks)._check_archive()
+        archive, _ = Dialogue(rooms(), hooks=hooks)._choose_archive()
         assert archive is not None
         assert archive.can_erase is can_erase
         if can_erase:

@@ -12,8 +12,9 @@ from typing import Any
 from dialogue import Limits, MemoryStore
 from dialogue.errors import CommandError
 from dialogue.events import Draft
-from dialogue.server.group_commit import GroupCommit, Outcome, Submission
+from dialogue.server.group_commit import GroupCommit
 from dialogue.server.metrics import Metrics
+from dialogue.server.submissions import Outcome, Submission
 from dialogue.storage.base import Appended
 from dialogue.testing import FaultyStore
 

@@ -384,7 +384,7 @@ async def test_offsets_below_the_log_with_the_keyset_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_offsets: bool
 ) -> None:
     """An offset has no seq to go by: it is asked of `on_load`, or counted out with `on_load_before`."""
-    monkeypatch.setattr("dialogue.app._COUNTED_ROWS", 4)
+    monkeypatch.setattr("dialogue.server.hook_archive.COUNTED_ROWS", 4)
     store = SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
     dialogue = Dialogue(rooms(), store=store)
     rows: list[Event[Any]] = []

@@ -34,8 +34,9 @@ from dialogue import (
     Unauthenticated,
     define_event,
 )
-from dialogue.config import DirectRoom, RoomLimits
+from dialogue.config import DirectRoom
 from dialogue.errors import COMMAND_ERRORS
+from dialogue.limits import RoomLimits
 from dialogue.server.http_answers import STATUSES
 
 from .harness import _socket, eventually, message, rooms, serve, wire

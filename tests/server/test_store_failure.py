@@ -14,8 +14,9 @@ import pytest
 from dialogue import CommandError, ConfigError, Dialogue, Limits, MemoryStore, StoreUnavailable
 from dialogue.errors import DraftRefused, OutcomeUnknown
 from dialogue.events import Draft
-from dialogue.server.group_commit import GroupCommit, Outcome, Submission
+from dialogue.server.group_commit import GroupCommit
 from dialogue.server.metrics import Metrics
+from dialogue.server.submissions import Outcome, Submission
 from dialogue.storage.base import Appended
 from dialogue.storage.sql import SQLStore
 from dialogue.testing import FaultyStore

@@ -30,7 +30,8 @@ import asyncio, re, sys, time
 from pathlib import Path
 from dialogue.storage.administration import Database
 from dialogue.storage.sql import SQLStore
-from dialogue.storage.transfer import export_log, import_log
+from dialogue.storage.log_export import export_log
+from dialogue.storage.log_import import import_log
 
 async def main(command, url, path):
     async with Database(SQLStore(url, auto_migrate=True)) as database:

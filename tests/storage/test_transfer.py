@@ -23,13 +23,15 @@ import pytest
 from sqlalchemy import Connection, insert, select, update
 
 from dialogue.errors import LogLocked, SchemaMismatch, StartError, TransferError
-from dialogue.storage import export_format, transfer
+from dialogue.storage import export_format, log_export
 from dialogue.storage.administration import Database
 from dialogue.storage.export_format import SECTIONS
 from dialogue.storage.lock import LogLock
+from dialogue.storage.log_export import export_log, part_path
+from dialogue.storage.log_import import import_log
 from dialogue.storage.sql import SQLStore
 from dialogue.storage.tables import created_rooms, events, log, markers, metadata, rooms, sessions
-from dialogue.storage.transfer import export_log, import_log, part_path
+from dialogue.storage.transfer import Transferred
 from dialogue.testing.store_contract import draft
 
 from .databases import empty, in_a_thread
@@ -57,7 +59,7 @@ Rows = dict[str, list[tuple[Any, ...]]]
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many batches of few rows."""
-    monkeypatch.setattr(transfer, "BATCH_LINES", BATCH_LINES)
+    monkeypatch.setattr(log_export, "BATCH_LINES", BATCH_LINES)
 
 
 async def fill(url: str, count: int = 400) -> None:
@@ -138,13 +140,13 @@ async def dump(url: str) -> Rows:
         return await database.run(read)
 
 
-async def export(url: str, path: Path, **options: Any) -> transfer.Transferred:
+async def export(url: str, path: Path, **options: Any) -> Transferred:
     """Export the log at *url*."""
     async with Database(SQLStore(url)) as database:
         return await export_log(database, path, **options)
 
 
-async def import_(path: Path, url: str, **options: Any) -> transfer.Transferred:
+async def import_(path: Path, url: str, **options: Any) -> Transferred:
     """Import into *url*, making the tables there."""
     async with Database(SQLStore(url, auto_migrate=True)) as database:
         return await import_log(path, database, **options)

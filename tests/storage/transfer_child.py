@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 
 from sqlalchemy import Connection
 
-from dialogue.storage import administration, export_format, transfer
+from dialogue.storage import administration, export_format, log_export
+from dialogue.storage.log_import import import_log
 from dialogue.storage.sql import SQLStore
 
 BATCH_LINES = 40
@@ -51,7 +52,7 @@ class HalfWriter:
 
 async def main(command: str, store: str, file: str, place: str, number: int) -> None:
     """Run the command and die on the way."""
-    transfer.BATCH_LINES = BATCH_LINES  # type: ignore[attr-defined]
+    log_export.BATCH_LINES = BATCH_LINES  # type: ignore[attr-defined]
     if place == "write":
         init = export_format.BatchWriter.__init__
 
@@ -82,9 +83,9 @@ async def main(command: str, store: str, file: str, place: str, number: int) -> 
         administration.Database.transact = dying  # type: ignore[method-assign]
     async with administration.Database(SQLStore(store)) as database:
         if command == "export":
-            await transfer.export_log(database, Path(file))
+            await log_export.export_log(database, Path(file))
         else:
-            await transfer.import_log(Path(file), database)
+            await import_log(Path(file), database)
     print("complete")
 
 
