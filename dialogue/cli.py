@@ -305,7 +305,7 @@ def _limits_table(limits: Limits) -> Table:
     table = _table("Limits", "Limit", "Value", "What it bounds")
     for name, field in Limits.model_fields.items():
         value = getattr(limits, name)
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        shown = f"{int(value) if value == int(value) else value:,}"
         changed = value != field.default
         table.add_row(
             name, f"[bold]{shown}[/] (changed)" if changed else shown, escape(field.description or "")

@@ -48,6 +48,7 @@ def test_check_shows_what_is_declared(tmp_path: Path) -> None:
     assert "message general Message newest 7 for ever clients, server event" in lines
     assert "alert general any JSON not recorded server only notification" in lines
     assert "page_events 99 (changed) most events in a page" in lines
+    assert "session_retention_seconds 2,592,000 how long a session that has ended is kept" in lines
     assert f"store SQLStore {tmp_path / 'chat.db'}" in lines
     assert "users say themselves who they are (development mode)" in lines
     assert not (tmp_path / "chat.db").exists()

@@ -14,6 +14,7 @@ from ..core import admission
 from ..core.limits import TokenBucket
 from ..core.room import Subscriber
 from ..errors import (
+    Backpressure,
     CommandError,
     Internal,
     InvalidRequest,
@@ -384,10 +385,10 @@ class Session:
         """Answer a command with an error; too many of them end the connection."""
         self.hub.metrics.errors.labels(error.code).inc()
         self.send([protocol.encode_error(error, ref)])
-        # What is the server's own failure is not held against the client: an outage must not close its connections.
-        if not error.is_outcome_unknown and not self._error_bucket.take(
-            now=asyncio.get_running_loop().time()
-        ):
+        # What is the server's own failure is not held against the client: an outage must not close its connections,
+        # nor a store that is slow. Who sends all the same uses up the rates, whose refusals count.
+        is_ours = error.is_outcome_unknown or isinstance(error, Backpressure)
+        if not is_ours and not self._error_bucket.take(now=asyncio.get_running_loop().time()):
             self.close(protocol.CLOSE_TOO_MANY_ERRORS, "too many errors")
 
     # -- writing -------------------------------------------------------------------------------------------------

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from dialogue import Dialogue, Event, History, Identity, Limits, RoomConfig, Unauthenticated, define_event
+from dialogue import (
+    Dialogue,
+    Event,
+    History,
+    Identity,
+    Limits,
+    MemoryStore,
+    RoomConfig,
+    Unauthenticated,
+    define_event,
+)
+from dialogue.testing import FaultyStore
+from tests.processes import Command
 from tests.server.harness import Refused, Wire, eventually, serve, wire
 
 message = define_event("message", history=History(limit=5))
@@ -195,3 +211,109 @@ async def test_e8_a_stop_acks_flushes_and_closes(tmp_path: Path) -> None:
     assert kept == list(range(len(kept)))
     assert len(kept) >= len(acked)
     assert dialogue.health()["status"] == "stopping"
+
+
+async def test_e8_readiness_goes_down_and_nothing_new_is_taken() -> None:
+    """E8: from the signal on /health is 503, upgrades are refused, new commands too; what was accepted is acked."""
+    store = FaultyStore(MemoryStore())
+    dialogue = Dialogue(rooms=ROOMS, store=store)
+    await dialogue.start(port=0)
+    address = f"127.0.0.1:{dialogue.port}"
+    async with wire(address) as alice, wire(address, "bob") as bob, httpx2.AsyncClient() as http:
+        for client in (alice, bob):
+            await client.ask("join", room="general")
+        store.hold()
+        accepted = await alice.send("trigger", room="general", event="message", data="accepted")
+        await eventually(lambda: store.waiting_appends)
+        stopping = asyncio.create_task(dialogue.stop())
+        await eventually(lambda: dialogue.hub().is_stopping)
+        health = await http.get(f"http://{address}/health")
+        assert (health.status_code, health.json()["status"]) == (503, "stopping")
+        with pytest.raises(InvalidStatus) as raised:
+            await connect(f"ws://{address}/ws")
+        assert raised.value.response.status_code == 503
+        with pytest.raises(Refused, match="STORE_UNAVAILABLE") as refused:
+            await bob.trigger("general", "message", "too late")
+        assert refused.value.message["retry_after_seconds"] > 0
+        store.release()
+        assert (await alice.answer(accepted))["seq"] == 1
+        assert [await client.until_closed() for client in (alice, bob)] == [1001, 1001]
+        assert [event["data"] for event in bob.events()] == ["accepted"]
+        await stopping
+
+
+CHAT = """
+import asyncio
+from dialogue import Dialogue, History, RoomConfig, define_event
+
+message = define_event("message", history=History(limit=5))
+dialogue = Dialogue(rooms={"general": RoomConfig(events=[message])}, store="sqlite:///chat.db")
+"""
+
+HANGING = """
+@dialogue.after_each
+async def hang():
+    await asyncio.sleep(600)
+"""
+
+
+async def test_e8_a_signal_under_load_loses_no_ack(tmp_path: Path) -> None:
+    """E8: ``dialogue run`` closes all with 1001 and status 0; acked is recorded and recorded is acked; all resume."""
+    (tmp_path / "chat.py").write_text(CHAT)
+    with Command("run", "chat:dialogue", "--port", "0", folder=tmp_path) as command:
+        address = (await asyncio.to_thread(command.address)).removeprefix("http://")
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(wire(address, f"user-{n}")) for n in range(8)]
+            for client in clients:
+                await client.ask("join", room="general")
+            loads = [asyncio.create_task(load(client)) for client in clients]
+            await asyncio.gather(*(client.until_events(30) for client in clients))
+            assert await asyncio.to_thread(command.end, signal.SIGTERM) == 0, command.output
+            assert {await client.until_closed() for client in clients} == {1001}
+            await asyncio.gather(*loads)
+            acked = {m["seq"] for client in clients for m in client.messages if m["type"] == "ok"}
+            heard = [event["seq"] for event in clients[0].events()]
+    assert "Traceback" not in command.output
+    with Command("run", "chat:dialogue", "--port", "0", folder=tmp_path) as again:
+        address = (await asyncio.to_thread(again.address)).removeprefix("http://")
+        async with wire(address, "user-0") as client:
+            joined = await client.ask("join", room="general")
+            assert acked == set(range(1, joined["seq"] + 1))
+            since = {"epoch": joined["epoch"], "seq": heard[-1]}
+            await client.ask("leave", room="general")
+            resumed = await client.ask("join", room="general", since=since)
+            assert resumed["recovered"] is True
+            missed = [event["seq"] for event in resumed["events"]]
+            assert heard + missed == list(range(1, joined["seq"] + 1))
+        assert await asyncio.to_thread(again.end, signal.SIGTERM) == 0
+
+
+async def load(client: Wire) -> None:
+    """Publish without waiting for answers until the connection is closed."""
+    for number in itertools.count():
+        try:
+            await client.send("trigger", room="general", event="message", data=number)
+        except ConnectionClosed:
+            return
+        await asyncio.sleep(0.002)
+
+
+async def test_e8_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+    """E8: whatever still hangs: the process ends with status 130, and what was acked is in the log."""
+    limits = "limits=Limits(hook_seconds=600, stop_timeout_seconds=600),\n    store="
+    chat = CHAT.replace("History, ", "History, Limits, ").replace("store=", limits)
+    (tmp_path / "chat.py").write_text(chat + HANGING)
+    with Command("run", "chat:dialogue", "--port", "0", folder=tmp_path) as command:
+        address = (await asyncio.to_thread(command.address)).removeprefix("http://")
+        async with wire(address) as alice:
+            await alice.ask("join", room="general")
+            assert (await alice.trigger("general", "message", "acked"))["seq"] == 1
+            command.process.send_signal(signal.SIGTERM)
+            assert await alice.until_closed() == 1001
+        assert await asyncio.to_thread(command.end, signal.SIGTERM) == 130
+    (tmp_path / "chat.py").write_text(CHAT)
+    with Command("run", "chat:dialogue", "--port", "0", folder=tmp_path) as again:
+        address = (await asyncio.to_thread(again.address)).removeprefix("http://")
+        async with wire(address) as alice:
+            joined = await alice.ask("join", room="general")
+            assert [event["data"] for event in joined["events"]] == ["acked"]

@@ -4,21 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
 import pytest
-from fastapi import Depends, FastAPI, HTTPException, WebSocketException
+from fastapi import Body, Depends, FastAPI, HTTPException, WebSocketException
 from fastapi.testclient import TestClient
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
+from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 from websockets.exceptions import InvalidStatus
 
-from dialogue import Dialogue, LifespanNotRunning, StartError
+from dialogue import (
+    Blocked,
+    CommandError,
+    Dialogue,
+    EventNotAllowed,
+    InvalidRequest,
+    LifespanNotRunning,
+    MemoryStore,
+    MessageTooLarge,
+    RoomConfig,
+    RoomNotFound,
+    StartError,
+    StoreUnavailable,
+    ValidationFailed,
+    define_event,
+)
 from dialogue.server.websocket import origin_allowed
+from dialogue.testing import FaultyStore
 
 from .harness import _socket, message, rooms, serve, wire
+
+
+class Text(BaseModel):
+    text: str
+
+
+text_event = define_event("text", schema=Text)
 
 
 async def test_included_in_an_application_under_a_prefix() -> None:
@@ -146,6 +170,55 @@ async def test_trigger_sync_in_the_loop_is_refused() -> None:
             dialogue.trigger_sync("general", message, 1)
         ack = await asyncio.to_thread(dialogue.trigger_sync, "general", message, 1)
         assert ack.seq == 1
+
+
+async def test_trigger_sync_raises_what_trigger_raises() -> None:
+    """In a thread of one's own and in a ``def`` endpoint the errors are the same, with codes and seconds."""
+    store = FaultyStore(MemoryStore())
+    dialogue = Dialogue({**rooms(), "small": RoomConfig(events=[text_event])}, store=store)
+    app = FastAPI()
+    app.include_router(dialogue.router)
+
+    @dialogue.before_each(message)
+    def no_advertising(event: Any) -> None:
+        if event.data == "buy":
+            raise Blocked("no advertising")
+
+    def outcome(*arguments: Any, **options: Any) -> list[Any]:
+        try:
+            return ["ok", dialogue.trigger_sync(*arguments, **options).seq]
+        except CommandError as error:
+            return [type(error).__name__, str(error), error.retry_after_seconds]
+
+    @app.post("/publish")
+    def publish(arguments: Annotated[list[Any], Body()], options: Annotated[dict[str, Any], Body()]) -> Any:
+        return outcome(*arguments, **options)
+
+    expected: list[tuple[list[Any], dict[str, Any], type[CommandError]]] = [
+        (["nowhere", "message", 1], {}, RoomNotFound),
+        (["general", "unheard-of", 1], {}, EventNotAllowed),
+        (["small", "text", {"text": 1}], {}, ValidationFailed),
+        (["general", "message", "x" * 70_000], {}, MessageTooLarge),
+        (["general", "message", 1], {"key": "k" * 1000}, InvalidRequest),
+        (["general", "message", "buy"], {}, Blocked),
+    ]
+    async with serve(app) as address, httpx2.AsyncClient() as http:
+        for arguments, options, kind in expected:
+            with pytest.raises(kind) as raised:
+                await dialogue.trigger(*arguments, **options)
+            said = [kind.__name__, str(raised.value), raised.value.retry_after_seconds]
+            assert await asyncio.to_thread(outcome, *arguments, **options) == said
+            answer = await http.post(
+                f"http://{address}/publish", json={"arguments": arguments, "options": options}
+            )
+            assert answer.json() == said
+        store.fail_append = StoreUnavailable("down")
+        assert (await asyncio.to_thread(outcome, "general", message, 1))[0] == "StoreUnavailable"
+        store.fail_append = None
+        keyed = await asyncio.to_thread(outcome, "general", message, 1, key="once")
+        assert keyed == await asyncio.to_thread(outcome, "general", message, 1, key="once") == ["ok", 1]
+    with pytest.raises(LifespanNotRunning):
+        await asyncio.to_thread(dialogue.trigger_sync, "general", message, 1)
 
 
 async def test_triggering_into_the_same_room_from_before_each_is_refused() -> None:

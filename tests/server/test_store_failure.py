@@ -88,6 +88,22 @@ async def test_an_outage_is_not_held_against_a_connection(store: FaultyStore) ->
         assert (await client.trigger("general", "message", "back"))["seq"] == 1
 
 
+async def test_a_full_queue_is_not_held_against_a_connection(store: FaultyStore) -> None:
+    """Nor is a store that is slow: however much of it is refused, the publisher stays, and its answers come."""
+    limits = Limits(errors_per_minute=3, append_queue_events=2, append_timeout_seconds=600)
+    async with serve(Dialogue(rooms(), store=store, limits=limits)) as address, wire(address) as client:
+        await client.ask("join", room="general")
+        store.hold()
+        refs = await send(client, "0")
+        await eventually(lambda: store.waiting_appends)
+        refs += await send(client, *"123456789")
+        for ref in refs[3:]:
+            with pytest.raises(Refused, match="BACKPRESSURE"):
+                await client.answer(ref)
+        store.release()
+        assert [(await client.answer(ref))["seq"] for ref in refs[:3]] == [1, 2, 3]
+
+
 async def test_wait_keeps_the_order_and_answers_when_the_store_is_back(store: FaultyStore) -> None:
     """Several tries later everything is recorded once, in the order sent, told in that order and acked."""
     dialogue = waiting(store)
