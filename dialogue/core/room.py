@@ -154,13 +154,15 @@ class Room:
         """Add a connection."""
         self._groups.setdefault(subscriber.subscription, {})[subscriber] = None
 
-    def discard(self, subscriber: Subscriber) -> None:
-        """Remove a connection if it is in the room."""
+    def discard(self, subscriber: Subscriber) -> bool:
+        """Remove a connection if it is in the room; return whether it was."""
         group = self._groups.get(subscriber.subscription)
-        if group is not None:
-            group.pop(subscriber, None)
-            if not group:
-                del self._groups[subscriber.subscription]
+        if group is None or subscriber not in group:
+            return False
+        del group[subscriber]
+        if not group:
+            del self._groups[subscriber.subscription]
+        return True
 
     def user_entered(self, user_id: str) -> bool:
         """Count a connection of a user; return whether it is the user's first one here."""

@@ -189,6 +189,13 @@ class Access:
         for permission in self._watched.get((user_id, room_id), ()):
             permission.is_revoked = True
 
+    def revoke_room(self, room_id: str) -> None:
+        """Take back what anyone has begun in a room. Costs a look at everything that is being answered."""
+        for (_, watched_room), permissions in self._watched.items():
+            if watched_room == room_id:
+                for permission in permissions:
+                    permission.is_revoked = True
+
 
 @lru_cache(maxsize=1024)
 def _wanted(publish: Callable[..., bool]) -> frozenset[str]:

@@ -235,9 +235,17 @@ class HookRegistry:
         else:
             result = asyncio.to_thread(hook.function, **chosen)
         async with asyncio.timeout(seconds):
-            result = await result
-            # A plain function may still return an awaitable: a lambda around an async one, a partial.
-            return await result if inspect.isawaitable(result) else result
+            try:
+                result = await result
+                # A plain function may still return an awaitable: a lambda around an async one, a partial.
+                return await result if inspect.isawaitable(result) else result
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # What the hook has waited for was cancelled, and not the hook: taken for the task's own end it would
+                # silently end a connection, or everything that runs behind.
+                raise RuntimeError("what the hook has waited for was cancelled") from error
 
     async def notify(
         self,

@@ -336,8 +336,8 @@ class Hub:
     def remove_subscriber(self, room_id: str, subscriber: Subscriber) -> None:
         """Remove a connection from a room; the room may sleep some time after the last one left."""
         room = self.rooms.get(room_id)
-        if room is not None:
-            room.discard(subscriber)
+        # One that was dropped with its connections in it may have been read again.
+        if room is not None and room.discard(subscriber):
             room.last_used = self._time()
             self.presence.left(room, subscriber)
 
@@ -367,6 +367,9 @@ class Hub:
     def forget_room(self, room_id: str) -> None:
         """Forget what is kept of a room that was deleted."""
         self.inbox.forget_room(room_id)
+        self.presence.forget_room(room_id)
+        # What was begun in it must not end in another one of its id.
+        self.access.revoke_room(room_id)
 
     async def forget_user(self, user_id: str) -> None:
         """Forget a user's markers and sessions.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import protocol
 from ..core.room import ALL, NONE, Room, Subscriber, Subscription
-from ..errors import EventNotAllowed, InvalidRequest, NotJoined, RateLimited, RoomFull
+from ..errors import EventNotAllowed, InvalidRequest, NotJoined, RateLimited, RoomFull, Unauthenticated
 from ..protocol import Ref
 from ..storage.directory import Place
 from . import history
@@ -74,9 +74,13 @@ class Memberships:
         """Join a room and send ``joined`` (docs: reference/protocol.md, Joining).
 
         Raises:
+            Unauthenticated: The connection is not connected yet.
             CommandError: The room does not exist, is full, a guard denies, or the membership ended meanwhile.
         """
         session, hub = self._session, self._hub
+        if not session.is_connected:
+            # A hook may ask before it is known who is to be admitted; who is counted here would be somebody else.
+            raise Unauthenticated("it is not known yet whose connection it is")
         if sync is not None and sync < 0:
             raise InvalidRequest("sync is at least 0")
         handle = RoomHandle(hub, room_id)
@@ -118,6 +122,7 @@ class Memberships:
         if session.is_closing:
             raise NotJoined("the connection has ended")
         permission.check()
+        hub.registry.check_usable(room_id)
         subscriber = self.by_room.get(room_id)
         is_new = subscriber is None
         subscription = wanted(hub, room, events) if events is not None else None

@@ -27,8 +27,9 @@ class Presence:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        # By room: of each user that has come or gone since the last message, whether they were there before.
-        self._changed: dict[str, dict[str, bool]] = {}
+        # By room: of each user that has come or gone since the last message, whether they were there before; None
+        # where those who are to be told do not all know the same of it.
+        self._changed: dict[str, dict[str, bool | None]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def entered(self, room: Room, subscriber: Subscriber) -> None:
@@ -54,6 +55,11 @@ class Presence:
         message: dict[str, Any] = {"type": "presence"}
         if ref is not None:
             message["ref"] = ref
+        # Whoever gets this knows another state than those who wait for the message. If the user is back to where they
+        # were by then, that is no news to the others, and still is to this one.
+        changed = self._changed.get(room.room_id)
+        if changed:
+            self._changed[room.room_id] = dict.fromkeys(changed)
         users = list(room.users)
         message |= {
             "room": room.room_id,
@@ -61,6 +67,13 @@ class Presence:
             "count": len(users),
         }
         return protocol.encode_message(message)
+
+    def forget_room(self, room_id: str) -> None:
+        """Tell nothing more of a room that was deleted: who was in it says nothing of another one of its id."""
+        timer = self._timers.pop(room_id, None)
+        if timer is not None:
+            timer.cancel()
+        self._changed.pop(room_id, None)
 
     def close(self) -> None:
         """Tell nothing more."""
@@ -84,8 +97,10 @@ class Presence:
         room = self._hub.rooms.get(room_id)
         if room is None:
             return
-        joined = [user for user, was_there in changed.items() if user in room.users and not was_there]
-        left = [user for user, was_there in changed.items() if user not in room.users and was_there]
+        joined = [user for user, was_there in changed.items() if user in room.users and was_there is not True]
+        left = [
+            user for user, was_there in changed.items() if user not in room.users and was_there is not False
+        ]
         most = self._hub.limits.presence_users
         messages = [
             protocol.encode_message(

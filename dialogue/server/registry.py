@@ -260,16 +260,23 @@ class RoomRegistry:
             raise RoomNotFound
         if handle.created_by_id != client.user_id:
             raise PermissionDenied("only who has made a room may delete it")
-        await self.delete(room_id)
+        await self.delete(room_id, made_by=client.user_id)
 
-    async def delete(self, room_id: str) -> None:
-        """Delete a room with its history, once that is handed over; see `Dialogue.delete_room`."""
-        await self._hub.complete(self._delete(room_id), name="dialogue-delete-room")
+    async def delete(self, room_id: str, *, made_by: str | None = None) -> None:
+        """Delete a room with its history, once that is handed over; see `Dialogue.delete_room`.
 
-    async def _delete(self, room_id: str) -> None:
+        Args:
+            made_by: The client's user who asks; None for the application, which may delete everyone's.
+        """
+        await self._hub.complete(self._delete(room_id, made_by), name="dialogue-delete-room")
+
+    async def _delete(self, room_id: str, made_by: str | None) -> None:
         hub = self._hub
         async with self._turn(room_id):
             handle = RoomHandle(hub, room_id)
+            if made_by is not None and handle.created_by_id != made_by:
+                # It was deleted while this one waited for its turn, and somebody else has made it again.
+                raise PermissionDenied("only who has made a room may delete it")
             if room_id in self.types.exact:
                 raise PermissionDenied("a declared room cannot be deleted")
             record = handle.record()
@@ -320,6 +327,8 @@ class RoomRegistry:
                 # In parts, as retention does it: publishers of other rooms come between.
                 through = min(through + hub.limits.retention_batch_events, state.last)
                 await hub.store.remove(room_id, event_name, through)
+                # Should the rest fail the room stays, and memory must not have what the log has not.
+                await hub.open_rooms.expire(room_id, event_name, through)
 
     # -- helpers -------------------------------------------------------------------------------------------------
 

@@ -313,14 +313,15 @@ class HandOver:
     ) -> bool:
         """Hand over all that a room has, also what is still in its rings; return whether that was done in time.
 
-        What could not be handed over stays where it is, and is tried again as always.
+        Also what is no longer declared: it does not stay in the log after this. What could not be handed over stays
+        where it is, and is tried again as always.
 
         Args:
             streams: Where its streams stand; nothing may be published into them meanwhile.
         """
         for event_name, state in streams.items():
             handed_through = _done_through(state)
-            if self._event_type(room_id, event_name) is not None and state.last > handed_through:
+            if state.last > handed_through:
                 self.evicted(room_id, event_name, state.last, handed_through=handed_through)
         for stream in self._streams.values():
             if stream.room_id == room_id and stream.retry is not None:
