@@ -53,7 +53,7 @@ from .reader import Reader
 from .registry import RoomRegistry
 from .rooms import OpenRooms
 from .session_records import SessionRecords
-from .stopping import Stopping
+from .stopping import Stopping, result_of
 
 if TYPE_CHECKING:
     from .session import Session
@@ -205,12 +205,16 @@ class Hub:
         return task
 
     async def complete(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
-        """Return what *coroutine* does; it goes on to its end also if whoever waits for it is cancelled."""
+        """Return what *coroutine* does; it goes on to its end also if whoever waits for it is cancelled.
+
+        Raises:
+            StoreUnavailable: A stop has ended it.
+        """
         task = asyncio.create_task(coroutine, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         try:
-            return await asyncio.shield(task)
+            return await result_of(task)
         except asyncio.CancelledError:
             # Nobody else would hear of it now.
             task.add_done_callback(self._on_task_done)

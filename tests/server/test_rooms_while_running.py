@@ -240,3 +240,19 @@ async def test_a_hook_that_waited_for_something_cancelled_is_a_hook_that_failed(
             await ann.ask("join", room="guarded")
         assert refused.value.code == "INTERNAL"
     assert "hook on_joined failed" in caplog.text
+
+
+async def test_who_waits_for_a_deletion_that_a_stop_ends_is_told_so() -> None:
+    """It raises `StoreUnavailable`; a cancellation would pass for the waiting task's own."""
+    dialogue = Dialogue(rooms(), limits=Limits(stop_timeout_seconds=0.2))
+
+    @dialogue.on_cleanup
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    async with dialogue.lifespan():
+        await dialogue.trigger("dm:x:y", "message", 1)
+        deleting = asyncio.create_task(dialogue.delete_room("dm:x:y"))
+        await eventually(lambda: dialogue.hub().registry.deleting)
+    with pytest.raises(StoreUnavailable, match="stopping"):
+        await deleting
