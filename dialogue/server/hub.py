@@ -167,14 +167,19 @@ class Hub:
         metrics.connections.set_function(lambda: len(self.connections.sessions))
 
     async def __aenter__(self) -> Hub:
-        await self.registry.open()
-        if self.handover is not None:
-            await self.handover.__aenter__()
-        await self.commit.__aenter__()
-        await self.inbox.__aenter__()
-        await self.session_records.__aenter__()
-        await self.notifier.__aenter__()
-        await self.retention.__aenter__()
+        try:
+            await self.registry.open()
+            if self.handover is not None:
+                await self.handover.__aenter__()
+            await self.commit.__aenter__()
+            await self.inbox.__aenter__()
+            await self.session_records.__aenter__()
+            await self.notifier.__aenter__()
+            await self.retention.__aenter__()
+        except BaseException:
+            # Also a cancelled start: what runs already would go on over a store that is closed.
+            await self.stop.run()
+            raise
         self.spawn(self._sweep(), name="dialogue-sweep")
         return self
 
