@@ -461,6 +461,7 @@ class Dialogue(HookDecorators):
 
         Raises:
             InvalidRequest: Something of the above cannot be.
+            ValidationFailed: *created_by_id* cannot be a user.
             RoomExists: It is declared, or was made already.
             PermissionDenied: No declaration covers it.
             RateLimited: There are ``limits.created_rooms``.

@@ -163,7 +163,9 @@ def _check_publish(where: str, publish: Callable[..., bool]) -> None:
         ConfigError: It is async, or asks for something else.
     """
     where = f"{where}, field 'publish'"
-    if inspect.iscoroutinefunction(publish):
+    if inspect.iscoroutinefunction(publish) or inspect.iscoroutinefunction(
+        getattr(publish, "__call__", None)  # noqa: B004 - an object with an async __call__ is meant
+    ):
         raise ConfigError(where, "it is async", "Give a plain function; what it needs is in client.claims")
     try:
         parameters = inspect.signature(publish).parameters.values()

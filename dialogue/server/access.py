@@ -163,7 +163,13 @@ class Access:
                 "client": lambda: client,
                 "room": handle,
             }
-            return bool(publish(**{name: offered[name]() for name in offered if name in wanted}))
+            allowed = publish(**{name: offered[name]() for name in offered if name in wanted})
+            if inspect.isawaitable(allowed):
+                # It counts as true, and nobody awaits it here.
+                if inspect.iscoroutine(allowed):
+                    allowed.close()
+                raise TypeError("publish returned an awaitable; give a plain function")
+            return bool(allowed)
         except CommandError:
             raise
         except Exception:

@@ -188,7 +188,7 @@ class Commands:
         session = self._session
         spend(session.heard, session.rates.reads, session.user_rates.reads)
         room, _ = session.memberships.member(command.room)
-        session.send([self._hub.presence.snapshot(room, ref=command.ref)])
+        session.send([self._hub.presence.snapshot(room, ref=command.ref, is_followed=True)])
 
     # -- publishing ----------------------------------------------------------------------------------------------
 

@@ -335,7 +335,7 @@ class _Endpoints:
             await self._check(hub, client, handle, permission, purpose="read")
             room = await hub.open_rooms.open(handle.room_id)
             permission.check()
-            return without_type(hub.presence.snapshot(room))
+            return without_type(hub.presence.snapshot(room, is_followed=False))
 
     async def publish(self, request: Request) -> bytes:
         """Publish an event into a room, as a member's trigger does."""

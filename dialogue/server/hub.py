@@ -55,7 +55,7 @@ from .reader import Reader
 from .registry import RoomRegistry
 from .rooms import OpenRooms
 from .session_records import SessionRecords
-from .stopping import Stopping
+from .stopping import Stopping, result_of
 from .submissions import Waiter
 
 if TYPE_CHECKING:
@@ -170,14 +170,19 @@ class Hub:
         metrics.connections.set_function(lambda: len(self.connections.sessions))
 
     async def __aenter__(self) -> Hub:
-        await self.registry.open()
-        if self.handover is not None:
-            await self.handover.__aenter__()
-        await self.commit.__aenter__()
-        await self.inbox.__aenter__()
-        await self.session_records.__aenter__()
-        await self.notifier.__aenter__()
-        await self.retention.__aenter__()
+        try:
+            await self.registry.open()
+            if self.handover is not None:
+                await self.handover.__aenter__()
+            await self.commit.__aenter__()
+            await self.inbox.__aenter__()
+            await self.session_records.__aenter__()
+            await self.notifier.__aenter__()
+            await self.retention.__aenter__()
+        except BaseException:
+            # Also a cancelled start: what runs already would go on over a store that is closed.
+            await self.stop.run()
+            raise
         self.spawn(self._sweep(), name="dialogue-sweep")
         return self
 
@@ -208,12 +213,16 @@ class Hub:
         return task
 
     async def complete(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> T:
-        """Return what *coroutine* does; it goes on to its end also if whoever waits for it is cancelled."""
+        """Return what *coroutine* does; it goes on to its end also if whoever waits for it is cancelled.
+
+        Raises:
+            StoreUnavailable: A stop has ended it.
+        """
         task = asyncio.create_task(coroutine, name=name)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
         try:
-            return await asyncio.shield(task)
+            return await result_of(task)
         except asyncio.CancelledError:
             # Nobody else would hear of it now.
             task.add_done_callback(self._on_task_done)

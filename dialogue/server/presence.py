@@ -42,10 +42,13 @@ class Presence:
         if room.user_left(subscriber.user_id):
             self._note(room, subscriber.user_id, was_there=True)
 
-    def snapshot(self, room: Room, *, ref: Ref = None) -> bytes:
+    def snapshot(self, room: Room, *, ref: Ref = None, is_followed: bool) -> bytes:
         """Return the ``presence`` message that answers *ref*: who is there.
 
-        Changes follow it. One that was on its way already is in it, so that a change may tell what is known.
+        A change that was on its way already is in it, so that one that follows may tell what is known.
+
+        Args:
+            is_followed: Whether whoever gets it gets the changes after it, too.
 
         Raises:
             PermissionDenied: The room tells no presence.
@@ -58,7 +61,7 @@ class Presence:
         # Whoever gets this knows another state than those who wait for the message. If the user is back to where they
         # were by then, that is no news to the others, and still is to this one.
         changed = self._changed.get(room.room_id)
-        if changed:
+        if changed and is_followed:
             self._changed[room.room_id] = dict.fromkeys(changed)
         users = list(room.users)
         message |= {

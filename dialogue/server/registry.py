@@ -178,6 +178,8 @@ class RoomRegistry:
             created_at=time.time_ns() // 1_000_000,
         )
         self._check_id(room_id)
+        if created_by_id is not None:
+            self._hub.admission.check_user_id(created_by_id)
         if self.types.find(room_id) is None and self.types.client_type is None:
             raise PermissionDenied("no declaration covers such a room: declare a pattern, or client_rooms")
         return await self._hub.complete(self._create(record, is_for_client), name="dialogue-create-room")

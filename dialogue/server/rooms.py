@@ -14,6 +14,7 @@ from ..storage.base import Store
 from ..storage.ending import end_tasks
 from .rates import RoomRates
 from .registry import RoomRegistry
+from .stopping import result_of
 
 _RESET_SECONDS = 0.02
 
@@ -48,7 +49,7 @@ class OpenRooms:
         Raises:
             RoomNotFound: No declaration covers the id.
             Backpressure: ``limits.open_rooms`` are in memory, or the room is being deleted.
-            StoreUnavailable: The log cannot be read.
+            StoreUnavailable: The log cannot be read, or the server stops.
         """
         while (room := self.rooms.get(room_id)) is None:
             if room_id_problem(room_id) is not None or self._registry.find(room_id) is None:
@@ -63,7 +64,7 @@ class OpenRooms:
                 task = self._waking[room_id] = asyncio.create_task(self._wake(room_id), name="dialogue-wake")
                 task.add_done_callback(lambda done: self._on_woken(room_id, done))
             # Shielded: one who gives up waiting must not take the room from the others.
-            await asyncio.shield(task)
+            await result_of(task)
         room.last_used = asyncio.get_running_loop().time()
         return room
 

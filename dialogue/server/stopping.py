@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from .. import protocol
+from ..errors import StoreUnavailable
 from ..storage.ending import end_tasks
 
 if TYPE_CHECKING:
@@ -17,6 +18,24 @@ FAREWELL = "dialogue-session-end"
 """The name of the tasks that end connections; a stop waits for them."""
 
 _LONGEST_RESERVE_SECONDS = 1.0
+
+
+T = TypeVar("T")
+
+
+async def result_of(task: asyncio.Task[T]) -> T:
+    """Return what *task* does, which goes on to its end also if whoever waits for it is cancelled.
+
+    Raises:
+        StoreUnavailable: A stop has ended it. Its cancellation must not pass for that of whoever waits.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        waiting = asyncio.current_task()
+        if not task.cancelled() or waiting is None or waiting.cancelling():
+            raise
+        raise StoreUnavailable("the server is stopping", retry_after_seconds=1) from None
 
 
 class StopTimes(NamedTuple):

@@ -10,6 +10,7 @@ import pytest
 
 from dialogue import (
     Client,
+    ConfigError,
     Dialogue,
     History,
     JoinDenied,
@@ -19,6 +20,7 @@ from dialogue import (
     SQLStore,
     StoreUnavailable,
     Unauthenticated,
+    ValidationFailed,
     define_event,
 )
 from dialogue.testing import FaultyStore
@@ -240,3 +242,81 @@ async def test_a_hook_that_waited_for_something_cancelled_is_a_hook_that_failed(
             await ann.ask("join", room="guarded")
         assert refused.value.code == "INTERNAL"
     assert "hook on_joined failed" in caplog.text
+
+
+async def test_who_waits_for_a_deletion_that_a_stop_ends_is_told_so() -> None:
+    """It raises `StoreUnavailable`; a cancellation would pass for the waiting task's own."""
+    dialogue = Dialogue(rooms(), limits=Limits(stop_timeout_seconds=0.2))
+
+    @dialogue.on_cleanup
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    async with dialogue.lifespan():
+        await dialogue.trigger("dm:x:y", "message", 1)
+        deleting = asyncio.create_task(dialogue.delete_room("dm:x:y"))
+        await eventually(lambda: dialogue.hub().registry.deleting)
+    with pytest.raises(StoreUnavailable, match="stopping"):
+        await deleting
+
+
+async def test_a_publish_function_that_turns_out_to_be_async_allows_nothing() -> None:
+    """What it returns is no answer: a coroutine counts as true, and would let everyone publish."""
+
+    class Asked:
+        async def __call__(self, client: Client) -> bool:
+            return False
+
+    async def never(client: Client) -> bool:
+        return False
+
+    events = [
+        define_event("lambda", publish=lambda client: never(client)),  # type: ignore[arg-type, return-value]
+    ]
+    with pytest.raises(ConfigError, match="async"):
+        define_event("object", publish=Asked())  # type: ignore[arg-type]
+    async with (
+        serve(Dialogue({"general": RoomConfig(events=events)})) as address,
+        wire(address, "ann") as ann,
+    ):
+        await ann.ask("join", room="general")
+        with pytest.raises(Refused) as refused:
+            await ann.trigger("general", "lambda", 1)
+        assert refused.value.code == "INTERNAL"
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the store was asked for then: the program goes on, and may start again."""
+    store = MemoryStore()
+    dialogue = Dialogue(rooms(), store=store)
+    is_asked = asyncio.Event()
+
+    async def hang() -> int:
+        is_asked.set()
+        await asyncio.Event().wait()
+        return 0
+
+    async def start() -> None:
+        async with dialogue.lifespan():
+            pass
+
+    before = asyncio.all_tasks()
+    with monkeypatch.context() as patch:
+        patch.setattr(store.directory, "end_sessions", hang)
+        starting = asyncio.create_task(start())
+        await is_asked.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+    assert asyncio.all_tasks() == before
+    async with dialogue.lifespan():
+        await dialogue.trigger("general", "message", 1)
+
+
+@pytest.mark.parametrize("user_id", ["", "x" * 300, "nul\x00"], ids=["empty", "long", "nul"])
+async def test_a_room_is_made_by_who_can_be_a_user(user_id: str) -> None:
+    """What no store keeps as a user's id is refused before one is asked, on every store alike."""
+    async with (dialogue := Dialogue({}, client_rooms=RoomConfig(events=[message]))).lifespan():
+        with pytest.raises(ValidationFailed):
+            await dialogue.create_room("r", created_by_id=user_id)
+        assert dialogue.rooms() == []
