@@ -167,7 +167,7 @@ class Play:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_counts_are_those_of_the_model_whatever_happens(
-    make_store: Callable[[], Store],  # noqa: F811 - the fixture
+    make_store: Callable[[], Store],
     seed: int,
 ) -> None:
     """Users come and go, rooms sleep and are deleted, events are changed and erased, the server restarts."""
