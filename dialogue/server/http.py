@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .. import protocol
+from ..core.patterns import room_id_problem
 from ..errors import (
     CommandError,
     Internal,
@@ -248,7 +249,7 @@ def make_http_router(dialogue: Dialogue) -> APIRouter:
         "/sessions",
         endpoints.sessions,
         model=SessionsAnswer,
-        errors=(),
+        errors=(422,),
         parameters=[
             {"name": "of", "in": "query", "description": "only of this user", "schema": {"type": "string"}},
             {
@@ -396,33 +397,45 @@ class _Endpoints:
         hub, client = await self._begin(request)
         self._spend(hub, client, lambda rates: rates.reads)
         rooms = request.query_params.getlist("room") or None
+        if rooms is not None:
+            # What is no room's id is not for the store, which may not take it.
+            rooms = [room_id for room_id in rooms if room_id_problem(room_id) is None]
         counts = await hub.inbox.unread(client.user_id, rooms)
         # Those with something unread first, as over the socket.
         left = iter(sorted(counts, key=lambda room_id: (not counts[room_id], room_id)))
-        shown: dict[str, int] = {}
+        shown: dict[str, Permission] = {}
 
         async def ask() -> None:
             for room_id in left:
                 if len(shown) >= hub.limits.unread_rooms:
                     return
                 try:
-                    with _watching(hub, client, room_id) as (handle, permission):
-                        await self._check(hub, client, handle, permission, purpose="read")
+                    handle, permission = watches.enter_context(_watching(hub, client, room_id))
+                    await self._check(hub, client, handle, permission, purpose="read")
                 except CommandError:
                     continue  # not told of, as one that is not in the inbox
-                shown[room_id] = counts[room_id]
+                shown[room_id] = permission
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_GUARDS_AT_ONCE):
-                group.create_task(ask())
-        chosen = sorted(list(shown)[: hub.limits.unread_rooms])
-        return protocol.encode_message({"unread": {room_id: shown[room_id] for room_id in chosen}})
+        with ExitStack() as watches:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_GUARDS_AT_ONCE):
+                    group.create_task(ask())
+            # What was readable while others were asked may not be any more.
+            told = [
+                room_id
+                for room_id, permission in shown.items()
+                if not permission.is_revoked and hub.registry.find(room_id) is not None
+            ]
+        chosen = sorted(told[: hub.limits.unread_rooms])
+        return protocol.encode_message({"unread": {room_id: counts[room_id] for room_id in chosen}})
 
     async def sessions(self, request: Request) -> bytes:
         """Return who is and was connected, to whom ``can_see_sessions`` allows it."""
         hub, client = await self._begin(request)
         self._spend(hub, client, lambda rates: rates.reads)
         user_id = parameter(request, "of")
+        if user_id is not None:
+            hub.admission.check_connection_user(user_id)
         limit = number(request, "limit")
         if limit is not None and not 1 <= limit <= _MOST_SESSIONS:
             raise InvalidRequest(f"limit is at least 1 and at most {_MOST_SESSIONS}")

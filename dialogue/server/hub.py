@@ -388,3 +388,5 @@ class Hub:
         """
         self.inbox.forget_user(user_id)
         await self.session_records.forget_user(user_id)
+        # A connection that has come meanwhile has read the markers that were there then.
+        self.inbox.forget_user(user_id)

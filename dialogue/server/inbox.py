@@ -44,16 +44,28 @@ class OnlineUser:
             when that is remembered, in seconds of the loop's clock.
         places: Where the user's markers stand, by room; complete once *is_loaded*.
         joined: The rooms that were joined before, with their ends then.
+        marked: The rooms that were marked before, with where their markers stand since.
         removed: The rooms that the user was removed from before.
     """
 
-    __slots__ = ("attempt", "is_loaded", "joined", "loading", "places", "removed", "sessions", "user_id")
+    __slots__ = (
+        "attempt",
+        "is_loaded",
+        "joined",
+        "loading",
+        "marked",
+        "places",
+        "removed",
+        "sessions",
+        "user_id",
+    )
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
         self.sessions: dict[Session, dict[str, tuple[bool, float]]] = {}
         self.places: dict[str, Place] = {}
         self.joined: dict[str, Place] = {}
+        self.marked: dict[str, Marker] = {}
         self.removed: set[str] = set()
         self.is_loaded = False
         self.loading: asyncio.Task[None] | None = None
@@ -119,8 +131,12 @@ class Inbox:
         # What the old credentials allowed is asked again.
         user.sessions[session] = {}
         if not user.is_loaded and user.loading is None and not is_anonymous(session):
+            if user.attempt.done():
+                user.attempt = asyncio.get_running_loop().create_future()
             self._loads += 1
             user.loading = self._hub.spawn(self._load(user), name="dialogue-inbox-load")
+            # Not in the task itself: one that is cancelled before its first step never comes to its end.
+            user.loading.add_done_callback(lambda _: self._on_load_ended(user))
 
     def disconnected(self, session: Session) -> None:
         """Forget a connection that has ended, and with the last one what is kept of its user."""
@@ -148,24 +164,24 @@ class Inbox:
     async def _load(self, user: OnlineUser) -> None:
         """Read a user's markers, until that succeeds or the user has gone."""
         hub, failures = self._hub, 0
-        try:
-            while not user.is_loaded:
-                try:
-                    async with self._load_slots:
-                        markers = await hub.store.directory.markers(user.user_id)
-                except StoreUnavailable as error:
-                    failures += 1
-                    self._on_load_failed(user, error)
-                    await self.writes.back_off(failures)
-                else:
-                    self._is_failing = False
-                    self._on_loaded(user, markers)
-        finally:
-            user.loading = None
-            user.attempt.cancel()
-            self._loads -= 1
-            if not self._loads:
-                self._meanwhile.clear()
+        while not user.is_loaded:
+            try:
+                async with self._load_slots:
+                    markers = await hub.store.directory.markers(user.user_id)
+            except StoreUnavailable as error:
+                failures += 1
+                self._on_load_failed(user, error)
+                await self.writes.back_off(failures)
+            else:
+                self._is_failing = False
+                self._on_loaded(user, markers)
+
+    def _on_load_ended(self, user: OnlineUser) -> None:
+        user.loading = None
+        user.attempt.cancel()
+        self._loads -= 1
+        if not self._loads:
+            self._meanwhile.clear()
 
     def _on_load_failed(self, user: OnlineUser, error: StoreUnavailable) -> None:
         if not self._is_failing:
@@ -179,8 +195,10 @@ class Inbox:
         changed = []
         for marker in markers:
             room_id = marker.room_id
-            if room_id not in user.removed:
+            if room_id not in user.removed and not self.writes.is_removing(room_id, user.user_id):
                 self._set(user, marker)
+                if room_id in user.marked:
+                    self._set(user, user.marked[room_id])
                 if room_id in self._meanwhile:
                     watched = self.watched[room_id]
                     watched.end = max(watched.end, self._meanwhile[room_id])
@@ -191,6 +209,7 @@ class Inbox:
             self._set(user, Marker(room_id, user.user_id, *place, place.unread_position))
         joined, user.joined = user.joined, {}
         user.removed.clear()
+        user.marked.clear()
         for room_id, place in joined.items():
             self._become_member(user, room_id, place)
         self._pushes.tell(user, changed)
@@ -343,10 +362,16 @@ class Inbox:
         user = self._online.get(user_id)
         if user is not None:
             user.joined.pop(room_id, None)
-            if not user.is_loaded:
-                user.removed.add(room_id)
             self._unset(user, room_id)
+        self._on_removed(user_id, room_id)
         self.forget_permission(user_id, room_id)
+
+    def _on_removed(self, user_id: str, room_id: str) -> None:
+        """Look over a marker that is being read, or was read before it was removed."""
+        user = self._online.get(user_id)
+        if user is not None and not user.is_loaded:
+            user.marked.pop(room_id, None)
+            user.removed.add(room_id)
 
     async def remove_member(self, user_id: str, room_id: str) -> None:
         """Remove a user's marker, after `removed`.
@@ -355,6 +380,8 @@ class Inbox:
             StoreUnavailable: It is not known to be removed.
         """
         await self.writes.remove(room_id, user_id)
+        # A user who has come meanwhile may have been read with it.
+        self._on_removed(user_id, room_id)
 
     def forget_permission(self, user_id: str, room_id: str) -> None:
         """Ask the guards of a room again before a user is told of it."""
@@ -372,6 +399,7 @@ class Inbox:
         for user in self._online.values():
             if not user.is_loaded:
                 user.joined.pop(room_id, None)
+                user.marked.pop(room_id, None)
                 user.removed.add(room_id)
 
     def forget_user(self, user_id: str) -> None:
@@ -414,7 +442,7 @@ class Inbox:
             for room_id, place in {**waiting, **self.writes.waiting_of(user_id)}.items():
                 told = self._end(room_id).unread_position
                 counts.setdefault(room_id, max(0, told - place.unread_position))
-        wanted = counts if room_ids is None else room_ids
+        wanted = counts if room_ids is None else frozenset(room_ids)
         known = [
             room_id for room_id in sorted(counts) if room_id in wanted and self._hub.registry.find(room_id)
         ]
@@ -465,7 +493,7 @@ class Inbox:
                     raise RateLimited("the inbox has as many rooms as it may have")
             if permission.is_revoked or room_id not in user.places:
                 raise NotJoined
-            count = await self._mark(user.user_id, handle, seq)
+            count = await self._complete_mark(user.user_id, handle, seq)
             if permission.is_revoked or count is None:
                 raise NotJoined
         self._pushes.tell(user, [room_id], but=session)
@@ -477,13 +505,18 @@ class Inbox:
             raise InvalidRequest("a seq is out of range")
         handle = RoomHandle(self._hub, room_id)
         await self._known(user_id)
-        count = await self._mark(user_id, handle, seq)
+        count = await self._complete_mark(user_id, handle, seq)
         if count is None:
             raise NotJoined("the user is no member of the room")
         user = self._online.get(user_id)
         if user is not None:
             self._pushes.tell(user, [room_id])
         return count
+
+    async def _complete_mark(self, user_id: str, handle: RoomHandle, seq: int) -> int | None:
+        # To its end also if the connection goes: the store moves the marker then too, and who has come back by then
+        # is to know.
+        return await self._hub.complete(self._mark(user_id, handle, seq), name="dialogue-mark-read")
 
     async def _mark(self, user_id: str, handle: RoomHandle, seq: int) -> int | None:
         """Move a marker, and return what is unread then; None if the user is no member."""
@@ -507,6 +540,9 @@ class Inbox:
             return self.count(user, room_id)
         if marker is None:
             return None
+        if user is not None and room_id not in user.removed:
+            # What is being read may be the marker of before.
+            user.marked[room_id] = marker
         end = max(marker.last_unread_position, self._end(room_id).unread_position)
         return max(0, end - marker.unread_position)
 

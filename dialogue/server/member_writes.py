@@ -7,6 +7,7 @@ no write that was begun before a removal brings the member back.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -45,6 +46,8 @@ class MemberWrites:
         self._waiting_members = 0
         # What the store is being asked to add. Who is removed meanwhile is taken out here as well.
         self._in_flight: dict[str, Members] = {}
+        # Of what is being removed: how many removals there are of each.
+        self._removing: Counter[tuple[str, str]] = Counter()
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -105,8 +108,18 @@ class MemberWrites:
             StoreUnavailable: It is not known to be removed.
         """
         self.forget(room_id, user_id)
-        async with self._turn(room_id):
-            await self._hub.store.directory.remove_member(room_id, user_id)
+        self._removing[room_id, user_id] += 1
+        try:
+            async with self.turn(room_id):
+                await self._hub.store.directory.remove_member(room_id, user_id)
+        finally:
+            self._removing[room_id, user_id] -= 1
+            if not self._removing[room_id, user_id]:
+                del self._removing[room_id, user_id]
+
+    def is_removing(self, room_id: str, user_id: str) -> bool:
+        """Whether a user's marker is being removed: one that the store has now is no membership any more."""
+        return (room_id, user_id) in self._removing
 
     def forget(self, room_id: str, user_id: str) -> None:
         """Write no more of a user in a room. Never waits."""
@@ -170,7 +183,7 @@ class MemberWrites:
             StoreUnavailable: It is not known to be written; it still waits.
         """
         while room_id in self._waiting or room_id in self._in_flight:
-            async with self._turn(room_id):
+            async with self.turn(room_id):
                 members = self._take(room_id)
                 if members:
                     await self._add(room_id, members)
@@ -200,7 +213,7 @@ class MemberWrites:
             del self._in_flight[room_id]
 
     @asynccontextmanager
-    async def _turn(self, room_id: str) -> AsyncIterator[None]:
+    async def turn(self, room_id: str) -> AsyncIterator[None]:
         """Wait until nobody else writes or removes members of a room, in the order of asking."""
         lock, users = self._turns.get(room_id, (None, 0))
         lock = lock or asyncio.Lock()

@@ -287,20 +287,24 @@ class RoomRegistry:
                 # What was accepted is recorded and told, and nothing more is accepted.
                 await hub.commit.wait_told(room_id)
                 await self._remove_events(room_id)
-                await hub.store.directory.remove_room(room_id)
-                await hub.open_rooms.wait_woken(room_id)
-                # Nothing is awaited from here until all of it is gone.
-                room = hub.open_rooms.rooms.get(room_id)
-                sessions = [subscriber.sink for subscriber in room.subscribers()] if room is not None else []
-                left = [
-                    (session, session.memberships.drop(room_id, reason="the room was deleted"))
-                    for session in sessions
-                ]
-                hub.open_rooms.rooms.pop(room_id, None)
-                made = self.records.pop(room_id, None)
-                if made is not None:
-                    self._count(made.created_by_id, -1)
-                hub.forget_room(room_id)
+                # Nobody becomes a member between the store's forgetting them and memory's.
+                async with hub.inbox.writes.turn(room_id):
+                    await hub.store.directory.remove_room(room_id)
+                    await hub.open_rooms.wait_woken(room_id)
+                    # Nothing is awaited from here until all of it is gone.
+                    room = hub.open_rooms.rooms.get(room_id)
+                    sessions = (
+                        [subscriber.sink for subscriber in room.subscribers()] if room is not None else []
+                    )
+                    left = [
+                        (session, session.memberships.drop(room_id, reason="the room was deleted"))
+                        for session in sessions
+                    ]
+                    hub.open_rooms.rooms.pop(room_id, None)
+                    made = self.records.pop(room_id, None)
+                    if made is not None:
+                        self._count(made.created_by_id, -1)
+                    hub.forget_room(room_id)
             finally:
                 self.deleting.discard(room_id)
             self._announcer.put({"type": "room_deleted", "room": record["id"]}, handle)

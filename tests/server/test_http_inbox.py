@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx2
 
-from dialogue import Client, JoinDenied, RoomConfig
+from dialogue import Client, JoinDenied, RoomConfig, SQLStore
 
 from .harness import message, serve, wire
 from .test_http import bearer, code, requests, with_users
@@ -78,6 +79,41 @@ async def test_guards_hold_for_unread_and_marks() -> None:
         assert code(response, 403) == "JOIN_DENIED"
         assert set(purposes) == {"read"}
         assert (await dialogue.unread("ann"))["other"] == 1
+
+
+async def test_a_room_that_one_is_removed_from_meanwhile_is_not_told_of() -> None:
+    """Though its guards have been asked already, while those of another room take their time."""
+    dialogue = with_users()
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    @dialogue.before_join("other")
+    async def slow() -> None:
+        asked.set()
+        await go_on.wait()
+
+    async with requests(dialogue) as http:
+        for room in ("general", "other"):
+            await dialogue.add_member(room, "ann")
+        request = asyncio.create_task(http.get("/unread", headers=bearer("ann")))
+        await asked.wait()
+        await dialogue.remove_from_room("ann", "general")
+        go_on.set()
+        assert (await request).json() == {"unread": {"other": 0}}
+        assert not dialogue.hub().access._watched
+
+
+async def test_ids_that_the_store_does_not_take_never_reach_it(postgres_url: str) -> None:
+    """A room that cannot be is none of the user's; a user who cannot be is refused."""
+    dialogue = with_users(store=SQLStore(postgres_url))
+    dialogue.can_see_sessions(lambda: True)
+    async with requests(dialogue) as http:
+        await dialogue.add_member("general", "ann")
+        answer = await http.get("/unread", params={"room": ["\0", "general"]}, headers=bearer("ann"))
+        assert (answer.status_code, answer.json()) == (200, {"unread": {"general": 0}})
+        none = await http.get("/unread", params={"room": "\0"}, headers=bearer("ann"))
+        assert none.json() == {"unread": {}}
+        refused = await http.get("/sessions", params={"of": "\0"}, headers=bearer("ann"))
+        assert code(refused, 422) == "VALIDATION_FAILED"
 
 
 async def test_d10_sessions_are_listed_to_whom_the_hook_allows() -> None:

@@ -35,11 +35,14 @@ reaction = define_event("reaction", history=History(limit=5), counts_unread=Fals
 QUICK = Limits(sessions_seconds=0.01)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    """Makes a store of each kind; of SQLite, always the same log."""
+    """Makes a store of each kind; of those that last, always the same log."""
     if request.param == "memory":
         return MemoryStore
+    if request.param == "postgres":
+        url: str = request.getfixturevalue("postgres_url")
+        return lambda: SQLStore(url)
     return lambda: SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
 
 

@@ -40,11 +40,14 @@ typing_event = define_event("typing")
 QUICK = Limits(unread_seconds=0.01)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
-    """Makes a store of each kind; of SQLite, always the same log."""
+    """Makes a store of each kind; of those that last, always the same log."""
     if request.param == "memory":
         return MemoryStore
+    if request.param == "postgres":
+        url: str = request.getfixturevalue("postgres_url")
+        return lambda: SQLStore(url)
     return lambda: SQLStore(f"sqlite:///{tmp_path / 'log.db'}")
 
 
@@ -587,8 +590,10 @@ async def test_a_deleted_room_leaves_the_inbox() -> None:
         store.may_add.clear()
         await joined(client, "topic:y")
         await store.adding.wait()
-        await dialogue.delete_room("topic:y")
+        deletion = asyncio.create_task(dialogue.delete_room("topic:y"))
+        await client.ask("rooms")
         store.may_add.set()
+        await deletion
         await eventually(lambda: not dialogue.hub().inbox.writes.is_waiting("topic:y", "alice"))
         assert await dialogue.room("topic:y").members() == []
 

@@ -1,0 +1,213 @@
+"""The inbox while the store is at work: what else may happen meanwhile, over a real WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from dialogue import Dialogue, MemoryStore
+from dialogue.testing import FaultyStore
+
+from .harness import Refused, eventually, serve, wire
+from .test_unread import chat, joined, message, unread
+
+
+class HeldDirectory(FaultyStore):
+    """A store whose directory waits, in the calls that are held, before or after what they do."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore())
+        self.held: dict[str, asyncio.Event] = {}
+        self.reached: dict[str, asyncio.Event] = {}
+        self.fail_next: Exception | None = None
+
+    def hold_call(self, name: str, *, is_done_first: bool = False) -> None:
+        """Hold every call of *name* from now on; with *is_done_first* it has been done by then."""
+        original = getattr(type(self.directory), name).__get__(self.directory)
+        held, reached = asyncio.Event(), asyncio.Event()
+        self.held[name], self.reached[name] = held, reached
+
+        async def waits(*arguments: Any, **options: Any) -> Any:
+            result = await original(*arguments, **options) if is_done_first else None
+            reached.set()
+            await held.wait()
+            if self.fail_next is not None:
+                error, self.fail_next = self.fail_next, None
+                raise error
+            return result if is_done_first else await original(*arguments, **options)
+
+        setattr(self.directory, name, waits)
+
+    async def until_reached(self, name: str) -> None:
+        """Wait until a call of *name* is held."""
+        await self.reached[name].wait()
+
+    def let_go(self, name: str) -> None:
+        """Let the calls of *name* go on, and hold no more."""
+        self.held[name].set()
+
+
+async def agree(dialogue: Dialogue, user_id: str = "alice") -> dict[str, int]:
+    """Return a user's counts, which memory and the store have alike."""
+    inbox = dialogue.hub().inbox
+    await eventually(lambda: not inbox.writes.waiting_of(user_id))
+    told = await dialogue.unread(user_id)
+    markers = await dialogue.store.directory.markers(user_id)
+    assert told == {marker.room_id: marker.unread for marker in markers}
+    return told
+
+
+@pytest.mark.parametrize("is_read_late", [False, True])
+async def test_who_comes_while_the_removal_is_being_written_is_no_member(is_read_late: bool) -> None:
+    """Whether the markers were read before the removal was in the store, or are told after it."""
+    store = HeldDirectory()
+    dialogue = chat(store)
+    async with serve(dialogue) as address:
+        await dialogue.add_member("general", "alice")
+        await dialogue.add_member("other", "alice")
+        store.hold_call("remove_member")
+        if is_read_late:
+            store.hold_call("markers", is_done_first=True)
+        removal = asyncio.create_task(dialogue.remove_from_room("alice", "general"))
+        await store.until_reached("remove_member")
+        async with wire(address) as client:
+            if is_read_late:
+                await store.until_reached("markers")
+                store.let_go("remove_member")
+                await removal
+                store.let_go("markers")
+                assert await unread(client) == {"other": 0}
+            else:
+                assert await unread(client) == {"other": 0}
+                store.let_go("remove_member")
+                await removal
+            assert await unread(client) == {"other": 0}
+            assert await agree(dialogue) == {"other": 0}
+
+
+async def test_who_comes_while_the_erasure_is_being_written_is_no_member() -> None:
+    """What was read of the markers before they were erased is not kept."""
+    store = HeldDirectory()
+    dialogue = chat(store)
+    async with serve(dialogue) as address:
+        await dialogue.add_member("general", "alice")
+        store.hold_call("forget_user")
+        erasure = asyncio.create_task(dialogue.erase_user("alice"))
+        await store.until_reached("forget_user")
+        async with wire(address) as client:
+            assert await unread(client) == {"general": 0}
+            store.let_go("forget_user")
+            await erasure
+            assert await unread(client) == {}
+            assert await agree(dialogue) == {}
+
+
+async def test_a_mark_is_known_to_who_comes_while_it_is_being_written() -> None:
+    """Also if the connection that has marked is gone, and the markers were read before."""
+    store = HeldDirectory()
+    dialogue = chat(store)
+    async with serve(dialogue) as address:
+        await dialogue.add_member("general", "alice")
+        await dialogue.trigger("general", message, 1)
+        async with wire(address) as client:
+            assert await unread(client) == {"general": 1}
+            store.hold_call("mark_read")
+            await client.send("mark_read", room="general", seq=1)
+            await store.until_reached("mark_read")
+            (connection,) = dialogue.clients_of("alice")
+            connection.disconnect()
+            await client.until_closed()
+        await eventually(lambda: not dialogue.hub().inbox.watched)
+        async with wire(address) as client:
+            assert await unread(client) == {"general": 1}
+            store.let_go("mark_read")
+            await eventually(lambda: not is_marking(dialogue))
+            assert await unread(client) == {"general": 0}
+            assert await agree(dialogue) == {"general": 0}
+
+
+async def test_a_mark_is_known_to_who_comes_while_the_markers_are_being_read() -> None:
+    """What was read before the mark was written does not move the marker back in memory."""
+    store = HeldDirectory()
+    dialogue = chat(store)
+    async with serve(dialogue) as address:
+        await dialogue.add_member("general", "alice")
+        await dialogue.trigger("general", message, 1)
+        store.hold_call("mark_read")
+        marking = asyncio.create_task(dialogue.mark_read("alice", "general", 1))
+        await store.until_reached("mark_read")
+        store.hold_call("markers", is_done_first=True)
+        async with wire(address) as client:
+            await store.until_reached("markers")
+            store.let_go("mark_read")
+            assert await marking == 0
+            store.let_go("markers")
+            assert await unread(client) == {"general": 0}
+
+
+def is_marking(dialogue: Dialogue) -> bool:
+    """Whether a mark is on its way to the store."""
+    return any(task.get_name() == "dialogue-mark-read" for task in dialogue.hub().tasks)
+
+
+async def test_nobody_becomes_a_member_of_a_room_that_is_being_deleted() -> None:
+    """Its members are gone from the store, and a mark that is under way brings none back."""
+    store = HeldDirectory()
+    dialogue = chat(store)
+    async with serve(dialogue) as address, wire(address) as client:
+        await joined(client, "topic:x")
+        await dialogue.trigger("topic:x", message, 1)
+        assert await unread(client) == {"topic:x": 1}
+        await agree(dialogue)
+        store.hold_call("remove_room", is_done_first=True)
+        deletion = asyncio.create_task(dialogue.delete_room("topic:x"))
+        await store.until_reached("remove_room")
+        ref = await client.send("mark_read", room="topic:x", seq=1)
+        writes = dialogue.hub().inbox.writes
+        await eventually(
+            lambda: writes.is_waiting("topic:x", "alice") or client.messages[-1].get("ref") == ref
+        )
+        store.let_go("remove_room")
+        await deletion
+        with pytest.raises(Refused):
+            await client.answer(ref)
+        assert await agree(dialogue) == {}
+        assert await store.directory.members("topic:x", limit=10) == []
+
+
+async def test_a_load_that_ends_before_it_began_is_over() -> None:
+    """A connection that ends in the moment in which it is connected leaves nothing."""
+    dialogue = chat()
+    async with serve(dialogue) as address, wire(address, "bob") as bob:
+        await unread(bob)
+        inbox = dialogue.hub().inbox
+        (session,) = dialogue.hub().connections.of("bob")
+        inbox.disconnected(session)
+        inbox.connected(session)
+        inbox.disconnected(session)
+        await dialogue.trigger("general", message, 1)
+        await eventually(lambda: not inbox._loads)
+        assert not inbox._meanwhile
+        assert not inbox._online
+
+
+async def test_markers_are_read_again_after_a_failure_that_nobody_foresaw(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The next connection of the user reads them, and what was joined before is kept."""
+    store = HeldDirectory()
+    dialogue = chat(store)
+    async with serve(dialogue) as address:
+        await dialogue.add_member("other", "alice")
+        store.hold_call("markers")
+        store.fail_next = RuntimeError("a fault")
+        async with wire(address) as first:
+            await joined(first, "general")
+            store.let_go("markers")
+            await eventually(lambda: "a fault" in caplog.text)
+            async with wire(address) as second:
+                assert await unread(second) == {"general": 0, "other": 0}
+                assert await unread(first) == {"general": 0, "other": 0}
+                assert await agree(dialogue) == {"general": 0, "other": 0}
