@@ -6,7 +6,7 @@ import pytest
 
 from dialogue import History, RoomConfig, define_event
 from dialogue.core.room import ALL, NONE, Room, Subscriber, as_replaced
-from dialogue.events import EncodedEvent, Event, encode_event
+from dialogue.events import EDIT, EncodedEvent, Event, encode_event
 from dialogue.room_types import RoomType
 
 message = define_event("message", history=History(limit=2))
@@ -99,3 +99,27 @@ def test_an_offset_counts_from_the_newest() -> None:
     assert general.bound_at_offset("message", 0).position == 3
     assert general.bound_at_offset("message", 1).position == 2
     assert general.bound_at_offset("other", 0).position == 1
+
+
+def test_subscriptions_name_events_or_exceptions() -> None:
+    """What is taken from everything is an exception; changes come with whatever else is wanted."""
+    some = NONE.add(["message", "other"]).remove(["other"])
+    rest = ALL.remove(["message", "other"]).add(["other"])
+    names = ("message", "other", EDIT)
+    assert [some.wants(name) for name in names] == [True, False, True]
+    assert [rest.wants(name) for name in names] == [False, True, True]
+    assert [NONE.wants(name) for name in names] == [False, False, False]
+
+
+def test_equal_subscriptions_share_what_they_get() -> None:
+    """One group for each subscription that wants something of a batch."""
+    general = room()
+    ann, bob, cleo, dan = (
+        Subscriber(str(number), None, subscription)
+        for number, subscription in enumerate((ALL, NONE.add(["other"]), ALL, NONE))
+    )
+    for subscriber in (ann, bob, cleo, dan):
+        general.add(subscriber)
+    batch = [event(1, position=1), event(2, position=1, name="other")]
+    found = [(list(group.events), list(group.subscribers)) for group in general.groups(batch)]
+    assert found == [(batch, [ann, cleo]), (batch[1:], [bob])]
