@@ -54,6 +54,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "pattern with a bad parameter": (lambda: Dialogue({"dm:{1}": RoomConfig()}), ["'{1}'"]),
     "pattern with a parameter twice": (lambda: Dialogue({"dm:{a}:{a}": RoomConfig()}), ["twice"]),
     "pattern with neighbours": (lambda: Dialogue({"dm:{a}{b}": RoomConfig()}), ["between"]),
+    "pattern with a slash": (lambda: Dialogue({"dm/{a}": RoomConfig()}), ["contains no '/'"]),
     "pattern with an open brace": (lambda: Dialogue({"dm:{a": RoomConfig()}), ["braces"]),
     "not a RoomConfig": (lambda: Dialogue({"general": {"name": "x"}}), ["room 'general'", "RoomConfig"]),  # type: ignore[dict-item]
     "not a mapping": (lambda: Dialogue([RoomConfig()]), ["'rooms'", "mapping"]),  # type: ignore[arg-type]

@@ -51,6 +51,7 @@ def test_too_many_commands() -> None:
         (b'{"ref":3}', 3, "a 'type'"),
         (b"5", None, "a 'type'"),
         (b'{"type":"join","ref":4}', 4, "room"),
+        (b'{"type":"join","ref":4,"room":"a","events":"nope"}', 4, "'events' is a list"),
         (b'{"type":"join","room":5,"ref":4}', 4, "room"),
         (b'{"type":"join","room":"a","ref":[]}', None, "ref"),
         (b'[{"type":"join","ref":4}', None, "not JSON"),

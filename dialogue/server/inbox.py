@@ -334,6 +334,9 @@ class Inbox:
                 if room_id in online.places or len(online.places) >= ROOMS_PER_INBOX:
                     continue
                 self._set(online, Marker(room_id, user_id, *place, place.unread_position))
+                if self.count(online, room_id):
+                    # Published while the markers of who joined were being read, when nobody watched the room.
+                    self._pushes.tell(online, [room_id])
             self.writes.put(room_id, user_id, place)
 
     async def add_member(self, room_id: str, user_id: str) -> None:

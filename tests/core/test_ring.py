@@ -82,3 +82,11 @@ def test_an_evicted_event_is_let_go() -> None:
         ring.push(each)
     held = {id(each) for each in gc.get_referents(ring._events)}
     assert [id(each) in held for each in events] == [False] * 30 + [True] * 40
+
+
+def test_an_empty_ring_is_a_ring() -> None:
+    """It knows how far its stream is, and so is not taken for none; what it has not got it does not replace."""
+    ring = Ring(2, last_position=3)
+    assert ring
+    ring.replace(event(3, 3))
+    assert len(ring) == 0

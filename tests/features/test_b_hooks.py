@@ -135,6 +135,8 @@ async def test_b3_before_each_after_each_and_handlers() -> None:
             await alice.answer(ref)
         with pytest.raises(Refused, match="no spam"):
             await alice.trigger("general", "message", "spam!")
+        # Handlers are told after the ack.
+        await eventually(lambda: len(heard) == 5)
         stop()
         await alice.trigger("general", "typing", "typed")
         events = await bob.until_events(6)

@@ -577,6 +577,27 @@ class SlowMembers(FaultyStore):
         directory.markers = noted  # type: ignore[method-assign]
 
 
+async def test_who_is_made_a_member_late_is_told_of_what_came_before() -> None:
+    """While the markers of who joins are being read nobody watches the room: both of the pair are told then."""
+    store = FaultyStore(MemoryStore())
+    markers, may_read = store.directory.markers, asyncio.Event()
+
+    async def slow(user_id: str, room_ids: Any = None) -> Any:
+        if user_id == "ann":
+            await may_read.wait()
+        return await markers(user_id, room_ids)
+
+    store.directory.markers = slow  # type: ignore[method-assign]
+    dialogue = chat(store)
+    async with serve(dialogue) as address, wire(address, "bob") as bob, wire(address, "ann") as ann:
+        assert await unread(bob) == {}
+        await ann.ask("join", room="dm:ann:bob")
+        await ann.trigger("dm:ann:bob", "message", "hi")
+        may_read.set()
+        for client in (bob, ann):
+            await until_pushed(client, "dm:ann:bob", 1)
+
+
 async def test_a_deleted_room_leaves_the_inbox() -> None:
     """Also of who joins while the marker is being written."""
     store = SlowMembers(MemoryStore())
