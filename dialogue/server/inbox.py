@@ -399,6 +399,7 @@ class Inbox:
         watched = self.watched.get(room_id)
         for user in list(watched.users) if watched is not None else ():
             self._unset(user, room_id)
+            self.forget_permission(user.user_id, room_id)
         for user in self._online.values():
             if not user.is_loaded:
                 user.joined.pop(room_id, None)

@@ -320,3 +320,28 @@ async def test_a_room_is_made_by_who_can_be_a_user(user_id: str) -> None:
         with pytest.raises(ValidationFailed):
             await dialogue.create_room("r", created_by_id=user_id)
         assert dialogue.rooms() == []
+
+
+async def test_what_a_guard_said_of_a_deleted_room_does_not_hold_for_the_next_one() -> None:
+    """The guards are asked anew before a member is told of what is unread in another room of the id."""
+    dialogue = Dialogue({}, client_rooms=RoomConfig(events=[message]), limits=Limits(unread_seconds=0.02))
+    allowed, asked = {"ann"}, []
+
+    @dialogue.before_join
+    async def guard(client: Client, room: Any) -> bool:
+        asked.append(room.room_id)
+        return client.user_id in allowed
+
+    async with serve(dialogue) as address, wire(address, "ann") as ann:
+        for may_read in (True, False):
+            if not may_read:
+                allowed.clear()
+            await dialogue.create_room("r")
+            await dialogue.add_member("r", "ann")
+            await dialogue.trigger("r", "message", 1)
+            if may_read:
+                await ann.until(lambda: any(m["type"] == "unread" for m in ann.messages))
+                assert asked == ["r"]
+                await dialogue.delete_room("r")
+        await eventually(lambda: asked == ["r", "r"])
+        assert (await ann.ask("unread"))["unread"] == {}
