@@ -317,19 +317,29 @@ async def test_handlers_that_hold_a_client_up_are_felt_by_the_server() -> None:
         assert heard == list(range(60))
 
 
-@pytest.mark.parametrize("code", [4001, 4002])
-async def test_final_close_codes_reach_the_client(code: int) -> None:
+async def test_final_close_codes_reach_the_client() -> None:
     """What the server closes with is what the client is told; it does not come back."""
     dialogue = make_dialogue()
     async with connect(dialogue, user_id="alice") as alice:
         ended: list[Exception] = []
         alice.on_error(ended.append)
         (client,) = dialogue.clients()
-        client.disconnect(code=code, reason="that was it")
+        client.disconnect(code=4002, reason="that was it")
         await eventually(lambda: ended)
         assert isinstance(ended[0], ConnectionLost)
-        assert (ended[0].code, ended[0].reason) == (code, "that was it")
+        assert (ended[0].code, ended[0].reason) == (4002, "that was it")
         assert alice.state == "offline"
+
+
+async def test_a_client_comes_back_with_other_credentials_once_its_own_have_ended() -> None:
+    """4001 on a connection that stood: it asks for credentials again, as over a socket."""
+    dialogue = make_dialogue()
+    async with connect(dialogue, user_id="alice") as alice:
+        lost: list[None] = []
+        alice.on_disconnect(lambda: lost.append(None))
+        (client,) = dialogue.clients()
+        client.disconnect(code=4001, reason="the credentials have expired")
+        await eventually(lambda: lost and alice.state == "connected")
 
 
 async def test_a_frame_that_is_too_large_for_the_client_ends_the_connection() -> None:
