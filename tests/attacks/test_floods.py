@@ -232,7 +232,7 @@ async def test_a_failing_authenticate_is_not_asked_without_end() -> None:
 async def test_ten_thousand_joins() -> None:
     """Of one room or of many: beyond the burst they are refused, and what they opened sleeps again."""
     dialogue = Dialogue(
-        rooms(),
+        rooms() | {"quiet:{a}:{b}": RoomConfig(events=[define_event("wave")])},
         limits=Limits(
             joins_burst=200, joins_per_second=1, rooms_per_client=50, idle_seconds=0.2, ping_seconds=2
         ),
