@@ -10,7 +10,7 @@ import pytest
 
 from dialogue import Dialogue, Limits, RoomNotFound, Store
 
-from .harness import Wire, eventually, serve, wire
+from .harness import Wire, serve, wire
 from .test_unread import chat, make_store, message, reaction, unread
 
 __all__ = ["make_store"]
@@ -63,12 +63,10 @@ class Play:
             self.clients[user_id] = stack, await stack.enter_async_context(wire(self.address, user_id))
 
     async def disconnect(self, user_id: str, room_id: str) -> None:
-        """Go; now and then it is looked after only later."""
+        """Go."""
         if user_id in self.clients:
             stack, _ = self.clients.pop(user_id)
             await stack.aclose()
-            if self.random.random() < 0.5:
-                await eventually(lambda: not self.dialogue.clients_of(user_id))
 
     async def join(self, user_id: str, room_id: str) -> None:
         """Join a room."""
@@ -145,6 +143,8 @@ class Play:
     async def erase(self, user_id: str, room_id: str) -> None:
         """Erase a user: events keep their places, and each that is emptied is followed by one that does not count."""
         await self.dialogue.erase_user(user_id)
+        # A connection that stays is in its rooms still, and by that no member of them.
+        await self.disconnect(user_id, room_id)
         for room in ROOMS:
             self.model.read.pop((user_id, room), None)
             head = await self.dialogue.store.head(room)
