@@ -213,7 +213,7 @@ class Dialogue(HookDecorators):
                     if archive is not None:
                         await archive.aclose()
                 finally:
-                    await store.aclose()
+                    await store.aclose_within(hub.stop.seconds_to_close)
         finally:
             self._hub = self._loop = None
 

@@ -155,13 +155,14 @@ class RoomHandle:
         RoomNotFound: No declaration covers the id.
     """
 
-    __slots__ = ("_hub", "params", "room_id", "room_type")
+    __slots__ = ("_hub", "_kept", "params", "room_id", "room_type")
 
     def __init__(self, hub: Hub, room_id: str) -> None:
         found = hub.registry.find(room_id) if room_id_problem(room_id) is None else None
         if found is None:
             raise RoomNotFound
         self._hub = hub
+        self._kept: RoomRecord | None = None
         self.room_id = room_id
         self.room_type, self.params = found
 
@@ -192,7 +193,11 @@ class RoomHandle:
 
     @property
     def _made(self) -> RoomRecord | None:
-        return self._hub.registry.records.get(self.room_id)
+        return self._kept or self._hub.registry.records.get(self.room_id)
+
+    def keep_record(self) -> None:
+        """Keep what the room was made with: hooks that are told of its deletion ask for it when it is gone."""
+        self._kept = self._made
 
     def record(self) -> dict[str, Any]:
         """Return the room as clients are told of it."""

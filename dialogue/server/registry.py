@@ -202,7 +202,8 @@ class RoomRegistry:
         async with self._turn(room_id):
             if room_id in self.types.exact or room_id in self.records:
                 raise RoomExists
-            if len(self.records) + len(self._changing) > self._hub.limits.created_rooms:
+            # Those that are being made are counted already, this one too.
+            if self._made_by.total() > self._hub.limits.created_rooms:
                 raise RateLimited("there are too many rooms")
             await self._hub.store.directory.save_room(record)
             self.records[room_id] = record
@@ -281,7 +282,7 @@ class RoomRegistry:
                 raise PermissionDenied("only who has made a room may delete it")
             if room_id in self.types.exact:
                 raise PermissionDenied("a declared room cannot be deleted")
-            record = handle.record()
+            handle.keep_record()
             self.deleting.add(room_id)
             try:
                 # What was accepted is recorded and told, and nothing more is accepted.
@@ -307,7 +308,7 @@ class RoomRegistry:
                     hub.forget_room(room_id)
             finally:
                 self.deleting.discard(room_id)
-            self._announcer.put({"type": "room_deleted", "room": record["id"]}, handle)
+            self._announcer.put({"type": "room_deleted", "room": room_id}, handle)
         for session, was_in in left:
             if was_in is not None:
                 await session.memberships.notify_left(was_in)

@@ -103,6 +103,7 @@ class Session:
         self._closing = asyncio.Event()
         self._closed = asyncio.Event()
         self._is_pinged = False
+        self._is_working = False
         limits, now = hub.limits, self.heard
         self._command_bucket = TokenBucket(limits.commands_burst, limits.commands_per_second, now=now)
         self._error_bucket = TokenBucket(limits.errors_per_minute, limits.errors_per_minute / 60, now=now)
@@ -261,7 +262,7 @@ class Session:
 
     def check_silence(self, now: float) -> None:
         """Ping after ``limits.ping_seconds`` of silence; close after twice that."""
-        silence = now - self.heard
+        silence = 0.0 if self._is_working else now - self.heard
         if silence >= 2 * self.limits.ping_seconds:
             self.close(protocol.CLOSE_GOING_AWAY, "nothing heard")
         elif silence >= self.limits.ping_seconds and not self._is_pinged and self.is_connected:
@@ -316,7 +317,13 @@ class Session:
                 await self._outbox.wait_below_mark()
             waiting = self._handle(command)
             if waiting is not None:
-                await waiting
+                # A hook or a deletion may take its time. What the peer says meanwhile is not read, and is no silence.
+                self._is_working = True
+                try:
+                    await waiting
+                finally:
+                    self._is_working = False
+                self.heard = loop.time()
             if self._close is not None:
                 return False
         return True

@@ -19,6 +19,8 @@ FAREWELL = "dialogue-session-end"
 
 _LONGEST_RESERVE_SECONDS = 1.0
 
+_CLOSE_SECONDS = 0.5
+
 
 T = TypeVar("T")
 
@@ -76,6 +78,13 @@ class Stopping:
         self._closing: set[asyncio.Timeout] = set()
         self._dropped_connections = 0
         self.times: StopTimes | None = None
+
+    @property
+    def seconds_to_close(self) -> float:
+        """What is left of the stop for closing the store, and a moment if there is nothing left."""
+        if self.times is None:
+            return self._hub.limits.stop_timeout_seconds
+        return max(_CLOSE_SECONDS, self.times.end - self._time())
 
     def begin(self) -> StopTimes:
         """Refuse new connections and commands, and return the deadlines; only the first call begins a stop.

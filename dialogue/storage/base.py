@@ -182,6 +182,14 @@ class Store(ABC):
     async def aclose(self) -> None:
         """Release everything. May be called twice, and without `open`."""
 
+    async def aclose_within(self, seconds: float) -> None:
+        """Release everything, as `aclose`, in at most about *seconds*: a stop has only so long.
+
+        What is being written when the time is over may or may not be recorded. The default is `aclose`, for a store
+        that never waits long.
+        """
+        await self.aclose()
+
     @abstractmethod
     async def append(self, drafts: Sequence[Draft]) -> list[Appended]:
         """Record *drafts*, all or nothing, durably when it returns.

@@ -294,14 +294,19 @@ class SQLStore(Store):
 
     async def aclose(self) -> None:
         """Wait for what is running, close the connections, free the lock."""
-        late = await self._finish(CLOSE_SECONDS)
+        await self.aclose_within(CLOSE_SECONDS + CUT_SECONDS)
+
+    async def aclose_within(self, seconds: float) -> None:
+        """Close, waiting at most *seconds* for a database that does not answer; see `Store.aclose_within`."""
+        cut_seconds = min(CUT_SECONDS, seconds / 2)
+        late = await self._finish(min(CLOSE_SECONDS, seconds - cut_seconds))
         self._epoch = None
         # What waits for its turn finds no writer.
         writer, self._writer = self._writer, None
         if late and writer is not None:
             # A server that has not answered by now is not waited for.
             writer.cut()
-            late = await self._finish(CUT_SECONDS)
+            late = await self._finish(cut_seconds)
         for task in late:
             task.cancel()
         reader, self._reader = self._reader, None

@@ -78,6 +78,9 @@ class FaultyStore(Store):
     async def aclose(self) -> None:
         await self.inner.aclose()
 
+    async def aclose_within(self, seconds: float) -> None:
+        await self.inner.aclose_within(seconds)
+
     async def append(self, drafts: Sequence[Draft]) -> list[Appended]:
         self.waiting_appends += 1
         try:

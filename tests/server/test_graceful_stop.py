@@ -260,3 +260,19 @@ def test_inside_of_another_server_the_flush_runs_in_the_lifespan(tmp_path: Path,
     connection = sqlite3.connect(tmp_path / "archive.db")
     assert [data for (data,) in connection.execute("SELECT data FROM kept ORDER BY rowid")] == list(range(8))
     connection.close()
+
+
+async def test_the_store_has_what_is_left_of_the_stop_to_close() -> None:
+    """A database that does not answer does not make a stop longer than it may be."""
+    given: list[float] = []
+
+    class Watched(FaultyStore):
+        async def aclose_within(self, seconds: float) -> None:
+            given.append(seconds)
+            await super().aclose_within(seconds)
+
+    dialogue = Dialogue(rooms(), store=Watched(MemoryStore()), limits=Limits(stop_timeout_seconds=3))
+    async with dialogue.lifespan():
+        await dialogue.trigger("general", "message", 1)
+    assert len(given) == 1
+    assert 0 < given[0] <= 3
