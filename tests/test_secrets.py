@@ -317,10 +317,11 @@ async def test_a_database_that_fails_quotes_no_data(
     async with serve(chat(SQLStore(engine if is_engine else url))) as address, wire(address) as client:
         await client.ask("join", room="general")
         await client.trigger("general", "free", DATA)
-        execute(refuse)
+        # In a thread: a write that is under way here needs the loop to come to its end.
+        await asyncio.to_thread(execute, refuse)
         with pytest.raises(Refused, match="INTERNAL"):
             await client.trigger("general", "free", DATA)
-        execute(allow)
+        await asyncio.to_thread(execute, allow)
         assert "the database refuses an event of room 'general'" in lines_above_debug(caplog)
         execute("ALTER TABLE dialogue_events RENAME TO elsewhere")
         with pytest.raises(Refused, match="STORE_UNAVAILABLE"):

@@ -206,6 +206,10 @@ class SessionRecords:
             if not self._is_failing:
                 self._is_failing = True
                 self._hub.log.warning("sessions cannot be kept now; it is tried again: %s", error)
+        except Exception:
+            # Whatever a store raises against its contract: it must not end the keeping.
+            self._is_failing = True
+            self._hub.log.exception("sessions could not be kept, as in no store should be")
         else:
             self._is_failing = False
 

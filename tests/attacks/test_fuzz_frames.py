@@ -127,14 +127,14 @@ def check_near_commands(batch: list[dict[str, Any]]) -> None:
             assert item.ref == ref
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(bad_bytes)
 def test_any_bytes_are_commands_or_coded_errors(frame: bytes) -> None:
     """The parser never raises, is bounded, and says nothing of the input."""
     check_any_bytes(frame)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(near_commands, max_size=8))
 def test_each_command_of_a_frame_has_its_place(batch: list[dict[str, Any]]) -> None:
     """One item for each, in order, with its ref; what is past the limit is one error more."""
