@@ -401,14 +401,13 @@ class _Endpoints:
             # What is no room's id is not for the store, which may not take it.
             rooms = [room_id for room_id in rooms if room_id_problem(room_id) is None]
         counts = await hub.inbox.unread(client.user_id, rooms)
-        # Those with something unread first, as over the socket.
-        left = iter(sorted(counts, key=lambda room_id: (not counts[room_id], room_id)))
+        # Those with something unread first, as over the socket; and no more guards are asked than rooms can be told.
+        by_unread = sorted(counts, key=lambda room_id: (not counts[room_id], room_id))
+        left = iter(by_unread[: hub.limits.unread_rooms])
         shown: dict[str, Permission] = {}
 
         async def ask() -> None:
             for room_id in left:
-                if len(shown) >= hub.limits.unread_rooms:
-                    return
                 try:
                     handle, permission = watches.enter_context(_watching(hub, client, room_id))
                     await self._check(hub, client, handle, permission, purpose="read")
@@ -426,8 +425,7 @@ class _Endpoints:
                 for room_id, permission in shown.items()
                 if not permission.is_revoked and hub.registry.find(room_id) is not None
             ]
-        chosen = sorted(told[: hub.limits.unread_rooms])
-        return protocol.encode_message({"unread": {room_id: counts[room_id] for room_id in chosen}})
+        return protocol.encode_message({"unread": {room_id: counts[room_id] for room_id in sorted(told)}})
 
     async def sessions(self, request: Request) -> bytes:
         """Return who is and was connected, to whom ``can_see_sessions`` allows it."""
