@@ -676,6 +676,12 @@ def _expiring(store: Store, **limits: Any) -> Dialogue:
     return dialogue_of(store=store, events=[short], **limits)
 
 
+async def _until_expired(dialogue: Dialogue) -> None:
+    """Wait until what the store has removed is counted: a stop may come between."""
+    value = dialogue.metrics.registry.get_sample_value
+    await eventually(lambda: (value("dialogue_events_expired_total") or 0) > 0)
+
+
 @case
 async def retention_seconds(path: Path) -> Dialogue:
     for seconds, is_removed in ((3600, False), (0.02, True)):
@@ -685,6 +691,7 @@ async def retention_seconds(path: Path) -> Dialogue:
             await dialogue.trigger("general", "message", 1)
             if is_removed:
                 await store.until_removed()
+                await _until_expired(dialogue)
             else:
                 assert not store.removed
     return dialogue
@@ -698,6 +705,7 @@ async def retention_batch_events(path: Path) -> Dialogue:
         for number in range(4):
             await dialogue.trigger("general", "message", number)
         await eventually(lambda: store.removed[-1:] == [4])
+        await _until_expired(dialogue)
     assert store.removed == [1, 2, 3, 4]
     return dialogue
 
