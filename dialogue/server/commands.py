@@ -71,6 +71,20 @@ class Commands:
         for task in self._reads:
             task.cancel()
 
+    def _send_ok(self, command: protocol.Command, **fields: Any) -> None:
+        """Answer a command that was done, if it asks for an answer."""
+        if command.ref is not None:
+            self._session.send([protocol.encode_ok(command.ref, **fields)])
+
+    def _spend_read(self) -> None:
+        session = self._session
+        spend(session.heard, session.rates.reads, session.user_rates.reads)
+
+    def _spend_trigger(self) -> None:
+        session = self._session
+        session.rates.spend_trigger(session.heard)
+        session.user_rates.spend_trigger(session.heard)
+
     # -- the connection ------------------------------------------------------------------------------------------
 
     async def _connect(self, command: protocol.Connect) -> None:
@@ -149,15 +163,12 @@ class Commands:
         self._tell_subscriptions(command, self._session.memberships.unsubscribe(command.room, command.events))
 
     def _tell_subscriptions(self, command: protocol.Subscribe | protocol.Unsubscribe, room: Room) -> None:
-        if command.ref is not None:
-            names = self._session.memberships.subscriptions(room.room_id)
-            self._session.send(
-                [protocol.encode_ok(command.ref, room=room.room_id, subscriptions=names, seq=room.last_seq)]
-            )
+        names = self._session.memberships.subscriptions(room.room_id)
+        self._send_ok(command, room=room.room_id, subscriptions=names, seq=room.last_seq)
 
     async def _rooms(self, command: protocol.Rooms) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, session.user_rates.reads)
+        self._spend_read()
         records = await self._hub.registry.visible_to(session.client)
         message: dict[str, Any] = {"type": "rooms", "rooms": records}
         if command.ref is not None:
@@ -174,19 +185,17 @@ class Commands:
             description=command.description,
             max_size=command.max_size,
         )
-        if command.ref is not None:
-            session.send([protocol.encode_ok(command.ref, room=command.room)])
+        self._send_ok(command, room=command.room)
 
     async def _delete_room(self, command: protocol.DeleteRoom) -> None:
         session = self._session
         spend(session.heard, session.user_rates.room_changes)
         await self._hub.registry.delete_for(session.client, command.room)
-        if command.ref is not None:
-            session.send([protocol.encode_ok(command.ref, room=command.room)])
+        self._send_ok(command, room=command.room)
 
     async def _presence(self, command: protocol.Presence) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, session.user_rates.reads)
+        self._spend_read()
         room, _ = session.memberships.member(command.room)
         session.send([self._hub.presence.snapshot(room, ref=command.ref, is_followed=True)])
 
@@ -196,8 +205,7 @@ class Commands:
         """Submit the event; with hooks to ask, return what does so."""
         session, hub = self._session, self._hub
         room, subscriber = session.memberships.member(command.room)
-        session.rates.spend_trigger(session.heard)
-        session.user_rates.spend_trigger(session.heard)
+        self._spend_trigger()
         event_type, draft = hub.admission.admit(
             room,
             session.client,
@@ -236,8 +244,7 @@ class Commands:
     async def _change(self, command: protocol.Edit | protocol.Delete, encode: Encode | None) -> None:
         session, hub = self._session, self._hub
         room, subscriber = session.memberships.member(command.room)
-        session.rates.spend_trigger(session.heard)
-        session.user_rates.spend_trigger(session.heard)
+        self._spend_trigger()
         if room.rates is not None:
             # A change comes to everyone in the room like any other event.
             room.rates.spend_trigger(session.user_id, now=session.heard)
@@ -272,7 +279,7 @@ class Commands:
     async def _history(self, command: protocol.HistoryRead) -> None:
         session = self._session
         room, subscriber = session.memberships.member(command.room)
-        spend(session.heard, session.rates.reads, session.user_rates.reads)
+        self._spend_read()
         read = history.parse(self._hub, room, command)
         await self._beside(command, partial(self._answer_history, command, room, subscriber, read))
 
@@ -315,14 +322,12 @@ class Commands:
 
     async def _mark_read(self, command: protocol.MarkRead) -> None:
         session = self._session
-        spend(session.heard, session.rates.reads, session.user_rates.reads)
+        self._spend_read()
         unread = await self._hub.inbox.mark(session, command.room, command.seq)
-        if command.ref is not None:
-            session.send([protocol.encode_ok(command.ref, room=command.room, unread=unread)])
+        self._send_ok(command, room=command.room, unread=unread)
 
     async def _unread(self, command: protocol.Unread) -> None:
-        session = self._session
-        spend(session.heard, session.rates.reads, session.user_rates.reads)
+        self._spend_read()
         # Guards may be asked of each room.
         await self._beside(command, partial(self._answer_unread, command))
 

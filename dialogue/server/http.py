@@ -62,7 +62,6 @@ from .http_models import (
     UnreadAnswer,
 )
 from .rates import Rates, spend
-from .submissions import Waiter
 
 if TYPE_CHECKING:
     from ..app import Dialogue
@@ -374,10 +373,8 @@ class _Endpoints:
             room = await hub.open_rooms.open(room_id)
             permission.check()
             draft = admitted
-        waiter = Waiter()
-        hub.submit(room, draft, waiter, None)
         # Whoever is taken out of the room from here on has published before.
-        return await waiter.result
+        return await hub.submit_and_wait(room, draft)
 
     async def read(self, request: Request) -> bytes:
         """Mark a room of the user's inbox as read through an event."""

@@ -313,9 +313,7 @@ class Hub:
             key=self.admission.check_key(key),
         )
         if not self.admission.has_hooks:
-            waiter = Waiter()
-            self.submit(room, draft, waiter, None)
-            return await waiter.result
+            return await self.submit_and_wait(room, draft)
         return await self.publish(room_id, await self.admission.ask_hooks(room, event_type, draft))
 
     async def publish(self, room_id: str, admitted: Draft | Appended) -> Ack:
@@ -324,8 +322,12 @@ class Hub:
             return admitted.ack
         # The room may have gone to sleep, or away, while hooks were asked.
         room = await self.open_rooms.open(room_id)
+        return await self.submit_and_wait(room, admitted)
+
+    async def submit_and_wait(self, room: Room, draft: Draft) -> Ack:
+        """Queue an admitted draft at once, and wait until it is recorded and told; raises as `submit` does."""
         waiter = Waiter()
-        self.submit(room, admitted, waiter, None)
+        self.submit(room, draft, waiter, None)
         return await waiter.result
 
     def encoder(self, data: Any) -> Callable[[EventType[Any]], bytes]:

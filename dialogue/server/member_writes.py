@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import StoreUnavailable
 from ..storage.backoff import backoff_seconds
 from ..storage.directory import Marker, Place
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -48,7 +48,8 @@ class MemberWrites:
         self._in_flight: dict[str, Members] = {}
         # Of what is being removed: how many removals there are of each.
         self._removing: Counter[tuple[str, str]] = Counter()
-        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
+        # Who writes or removes members of a room; a deletion of the room takes its turn among them.
+        self.turns = Turns()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -110,7 +111,7 @@ class MemberWrites:
         self.forget(room_id, user_id)
         self._removing[room_id, user_id] += 1
         try:
-            async with self.turn(room_id):
+            async with self.turns.take(room_id):
                 await self._hub.store.directory.remove_member(room_id, user_id)
         finally:
             self._removing[room_id, user_id] -= 1
@@ -183,7 +184,7 @@ class MemberWrites:
             StoreUnavailable: It is not known to be written; it still waits.
         """
         while room_id in self._waiting or room_id in self._in_flight:
-            async with self.turn(room_id):
+            async with self.turns.take(room_id):
                 members = self._take(room_id)
                 if members:
                     await self._add(room_id, members)
@@ -211,22 +212,6 @@ class MemberWrites:
             raise
         finally:
             del self._in_flight[room_id]
-
-    @asynccontextmanager
-    async def turn(self, room_id: str) -> AsyncIterator[None]:
-        """Wait until nobody else writes or removes members of a room, in the order of asking."""
-        lock, users = self._turns.get(room_id, (None, 0))
-        lock = lock or asyncio.Lock()
-        self._turns[room_id] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._turns[room_id]
-            if users > 1:
-                self._turns[room_id] = lock, users - 1
-            else:
-                del self._turns[room_id]
 
     async def _run(self) -> None:
         hub, failures = self._hub, 0

@@ -5,7 +5,6 @@ Joining registers, takes the room's seq, answers up to it, and lets what came me
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from ..storage.directory import Place
 from . import history
 from .access import Permission
 from .handles import RoomHandle
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -36,7 +36,7 @@ class Memberships:
         self._hub = session.hub
         self.by_room: dict[str, Subscriber] = {}
         # One join at a time per room, whether the client or a hook asks.
-        self._joining: dict[str, asyncio.Event] = {}
+        self._joining = Turns()
         self._permissions: dict[str, Permission] = {}
         # Those of which ``on_joined`` was called. Kept: a room that is deleted has no handle any more.
         self._announced: dict[str, RoomHandle] = {}
@@ -84,18 +84,16 @@ class Memberships:
         if sync is not None and sync < 0:
             raise InvalidRequest("sync is at least 0")
         handle = RoomHandle(hub, room_id)
-        while (other := self._joining.get(room_id)) is not None:
-            await other.wait()  # a hook and the client may join at once: one after the other
-        ended = self._joining[room_id] = asyncio.Event()
-        try:
+        async with self._joining.take(room_id):
             with hub.access.watch(session.identity.user_id, room_id) as permission:
                 self._permissions[room_id] = permission
-                await hub.access.check(session.client, handle, purpose="join")
-                is_new = await self._enter(handle, permission, ref=ref, since=since, sync=sync, events=events)
-        finally:
-            del self._joining[room_id]
-            self._permissions.pop(room_id, None)
-            ended.set()
+                try:
+                    await hub.access.check(session.client, handle, purpose="join")
+                    is_new = await self._enter(
+                        handle, permission, ref=ref, since=since, sync=sync, events=events
+                    )
+                finally:
+                    del self._permissions[room_id]
         if is_new:
             await hub.hooks.notify(
                 "on_joined",

@@ -6,8 +6,6 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -26,6 +24,7 @@ from ..room_types import RoomType, RoomTypes
 from ..storage.directory import RoomRecord
 from .announcer import Announcer
 from .handles import Client, RoomHandle
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -53,7 +52,7 @@ class RoomRegistry:
         self.types = types
         self.records: dict[str, RoomRecord] = {}
         self.deleting: set[str] = set()
-        self._changing: dict[str, asyncio.Event] = {}
+        self._changing = Turns()
         self._announcer = Announcer(hub)
         # How many of the records are whose.
         self._made_by: Counter[str | None] = Counter()
@@ -199,7 +198,7 @@ class RoomRegistry:
 
     async def _save_new(self, record: RoomRecord) -> RoomHandle:
         room_id = record.room_id
-        async with self._turn(room_id):
+        async with self._changing.take(room_id):
             if room_id in self.types.exact or room_id in self.records:
                 raise RoomExists
             # Those that are being made are counted already, this one too.
@@ -236,7 +235,7 @@ class RoomRegistry:
         return await self._hub.complete(self._update(room_id, changes), name="dialogue-update-room")
 
     async def _update(self, room_id: str, changes: dict[str, Any]) -> RoomHandle:
-        async with self._turn(room_id):
+        async with self._changing.take(room_id):
             handle = RoomHandle(self._hub, room_id)
             before = self.records.get(room_id)
             if before is None:
@@ -275,7 +274,7 @@ class RoomRegistry:
 
     async def _delete(self, room_id: str, made_by: str | None) -> None:
         hub = self._hub
-        async with self._turn(room_id):
+        async with self._changing.take(room_id):
             handle = RoomHandle(hub, room_id)
             if made_by is not None and handle.created_by_id != made_by:
                 # It was deleted while this one waited for its turn, and somebody else has made it again.
@@ -289,7 +288,7 @@ class RoomRegistry:
                 await hub.commit.wait_told(room_id)
                 await self._remove_events(room_id)
                 # Nobody becomes a member between the store's forgetting them and memory's.
-                async with hub.inbox.writes.turn(room_id):
+                async with hub.inbox.writes.turns.take(room_id):
                     await hub.store.directory.remove_room(room_id)
                     await hub.open_rooms.wait_woken(room_id)
                     # Nothing is awaited from here until all of it is gone.
@@ -338,18 +337,6 @@ class RoomRegistry:
                 await hub.open_rooms.expire(room_id, event_name, through)
 
     # -- helpers -------------------------------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _turn(self, room_id: str) -> AsyncIterator[None]:
-        """Wait until no other change of the room is under way, and keep others from beginning."""
-        while (other := self._changing.get(room_id)) is not None:
-            await other.wait()
-        ended = self._changing[room_id] = asyncio.Event()
-        try:
-            yield
-        finally:
-            del self._changing[room_id]
-            ended.set()
 
     async def _notify(self, hook: str, handle: RoomHandle) -> None:
         hub = self._hub

@@ -184,10 +184,12 @@ class Session:
         self.hub.session_records.connected(self)
         self._cancel_expiry()
         if identity.expires_at is not None:
-            loop = asyncio.get_running_loop()
-            # The loop's clock may differ from the day's by then; a day is no long time for either.
-            seconds = min(identity.expires_at - time.time(), _LONGEST_EXPIRY_SECONDS)
-            self._expiry = loop.call_later(max(0.0, seconds), self._check_expiry)
+            self._check_expiry_in(identity.expires_at - time.time())
+
+    def _check_expiry_in(self, seconds: float) -> None:
+        # The loop's clock may differ from the day's by then; a day is no long time for either.
+        seconds = min(max(0.0, seconds), _LONGEST_EXPIRY_SECONDS)
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._check_expiry)
 
     def _check_expiry(self) -> None:
         expires_at = self.identity.expires_at
@@ -196,8 +198,7 @@ class Session:
         if seconds <= 0:
             self.close(protocol.CLOSE_UNAUTHENTICATED, "the credentials have expired")
         else:
-            loop = asyncio.get_running_loop()
-            self._expiry = loop.call_later(min(seconds, _LONGEST_EXPIRY_SECONDS), self._check_expiry)
+            self._check_expiry_in(seconds)
 
     def _cancel_expiry(self) -> None:
         if self._expiry is not None:
