@@ -13,6 +13,10 @@ class Turns:
     def __init__(self) -> None:
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
+    def __len__(self) -> int:
+        """How many rooms somebody has, or waits for, the turn in."""
+        return len(self._locks)
+
     @asynccontextmanager
     async def take(self, room_id: str) -> AsyncIterator[None]:
         """Wait until nobody else has the turn in a room, and keep it until left."""
