@@ -76,6 +76,9 @@ export class DialogueError extends Error {
 
 export type Auth = Record<string, unknown>;
 
+/** How the server is reached: a WebSocket, or server-sent events with plain requests where those are blocked. */
+export type Transport = "websocket" | "sse";
+
 export interface ClientOptions {
   /** The router's base: http(s), ws(s) or relative to the page. The socket is at `<base>/ws`. */
   url: string;
@@ -83,6 +86,15 @@ export interface ClientOptions {
   auth?: Auth | (() => Auth | undefined | Promise<Auth | undefined>);
   /** Default: the platform's own. In Node pass the one of the npm package `ws`. */
   WebSocket?: new (url: string) => any;
+  /**
+   * What may be used, the preferred one first. Default: `["websocket", "sse"]`: where no WebSocket
+   * comes through, the client goes on over server-sent events and tries WebSockets again later.
+   */
+  transports?: readonly Transport[];
+  /** For the transport "sse". Default: the platform's own. */
+  fetch?: typeof fetch;
+  /** Of the requests of "sse". Default: "same-origin"; "include" sends cookies to another origin. */
+  credentials?: RequestCredentials;
   /** In [0, 1); spreads the delays. Default: Math.random. */
   random?: () => number;
   /** Triggers not yet acked, over all rooms; one more is refused. Default: 1000. */
@@ -136,9 +148,39 @@ export interface DisconnectInfo {
   willReconnect: boolean;
 }
 
+export interface CreateRoomOptions {
+  description?: string;
+  /** Most connections at once. Default: what the server's declaration says. */
+  maxSize?: number;
+}
+
+/** Who is in a room: at most as many names as the server tells, and how many there are. */
+export interface Presence {
+  readonly users: readonly string[];
+  readonly count: number;
+}
+
+export interface PresenceChange {
+  readonly joined: readonly string[];
+  readonly left: readonly string[];
+  readonly count: number;
+}
+
+/** Something that changes: the shape that `useSyncExternalStore` and its like take. */
+export interface Live<Value> {
+  /** Called after changes, once per microtask. */
+  subscribe(fn: () => void): Unsubscribe;
+  /** Frozen; the same object until something changes. */
+  getSnapshot(): Value;
+  /** No changes from now on. */
+  close(): void;
+}
+
 export interface DialogueClient<Events extends EventMap = EventMap> {
   readonly state: ConnectionState;
   readonly connected: boolean;
+  /** What the present connection uses; null while there is none. */
+  readonly transport: Transport | null;
   /** Null before the first connection. */
   readonly userId: string | null;
   readonly clientId: string | null;
@@ -150,6 +192,12 @@ export interface DialogueClient<Events extends EventMap = EventMap> {
   join(roomId: string, options?: JoinOptions<Events>): Promise<Room<Events>>;
   getRoom(roomId: string): Room<Events> | undefined;
   listRooms(): Promise<RoomInfo[]>;
+  /** Makes a room, where the server lets clients; it is not joined by that. */
+  createRoom(roomId: string, name: string, options?: CreateRoomOptions): Promise<void>;
+  /** Deletes a room that this user has made, with its history. */
+  deleteRoom(roomId: string): Promise<void>;
+  /** Unread counts by room; without *rooms* of all rooms in the user's inbox, joined or not. */
+  unread(rooms?: readonly string[]): Promise<Record<string, number>>;
 
   /** Data that the server sent to this client alone. */
   on(event: string, fn: (data: any, event: string) => void): Unsubscribe;
@@ -161,6 +209,12 @@ export interface DialogueClient<Events extends EventMap = EventMap> {
   onState(fn: (state: ConnectionState) => void): Unsubscribe;
   /** The server has put this client into a room that it did not ask for. */
   onJoined(fn: (room: Room<Events>) => void): Unsubscribe;
+  /** Not repeated: after a lost connection `listRooms` tells. */
+  onRoomCreated(fn: (room: RoomInfo) => void): Unsubscribe;
+  onRoomUpdated(fn: (room: RoomInfo) => void): Unsubscribe;
+  onRoomDeleted(fn: (roomId: string) => void): Unsubscribe;
+  /** Unread counts that changed, by room, also of rooms not joined. All of them after a reconnect. */
+  onUnread(fn: (counts: Record<string, number>) => void): Unsubscribe;
 }
 
 export interface TriggerOptions {
@@ -194,6 +248,16 @@ export interface Gap {
   readonly fromSeq: number | null;
   readonly throughSeq: number | null;
   readonly reason: "retention" | "tier_unavailable" | "no_seq";
+}
+
+/** A hole in a timeline. */
+export interface TimelineGap {
+  readonly fromSeq: number | null;
+  readonly throughSeq: number | null;
+  /** "missed": happened while this client was away for too long; `fill` brings it. */
+  readonly reason: Gap["reason"] | "missed";
+  /** The entry below which the hole is; null: above the first one. */
+  readonly afterUid: string | null;
 }
 
 export interface Page<Event = DialogueEvent> {
@@ -236,6 +300,22 @@ export interface Room<Events extends EventMap = EventMap> {
   /** Deletes an event; resolves with the ack of the `$delete`. */
   delete(seq: number, options?: { key?: string }): Promise<Ack>;
 
+  /** Marks everything through *seq* (default: the newest event that has come) as read; resolves with what is left. */
+  markRead(seq?: number): Promise<number>;
+  /** Who is in the room now. */
+  presence(): Promise<Presence>;
+  /** Who has come and who has gone. */
+  onPresence(fn: (change: PresenceChange) => void): Unsubscribe;
+  /** Who is in the room, kept up to date, over lost connections too. */
+  presentUsers(): Live<Presence>;
+  /**
+   * Says that one is typing, or no more; call it at every stroke. It triggers the ephemeral *event*
+   * with `{is_typing}` when that changes and every few seconds; without a connection it says nothing.
+   */
+  setTyping(isTyping?: boolean, options?: { event?: string; meta?: Record<string, unknown> }): Promise<void>;
+  /** Who else is typing, kept up to date; an entry ends by itself after *seconds* (default: 6). */
+  typingUsers(options?: { event?: string; seconds?: number }): Live<readonly string[]>;
+
   subscribe(events: EventNames<Events>): Promise<void>;
   unsubscribe(events: EventNames<Events>): Promise<void>;
   subscribeAll(): Promise<void>;
@@ -251,11 +331,18 @@ export interface Room<Events extends EventMap = EventMap> {
   ): Promise<Page<DialogueEvent<Events[Name], Name>>>;
   timeline<Name extends keyof Events & string = keyof Events & string>(
     events?: Name | readonly Name[] | "*",
-    options?: { pageSize?: number },
+    options?: TimelineOptions,
   ): Timeline<Events[Name], Name>;
 
   /** Gives up one `join`; with the last one the room is left. */
   leave(): Promise<void>;
+}
+
+export interface TimelineOptions {
+  /** Events asked for at a time. Default: 50. */
+  pageSize?: number;
+  /** Most recorded entries held; what is far from where one reads is dropped and loaded again. Default: 1000. */
+  maxEntries?: number;
 }
 
 export interface TimelineEntry<Data = any, Name extends string = string> extends DialogueEvent<Data, Name> {
@@ -270,10 +357,12 @@ export interface TimelineSnapshot<Data = any, Name extends string = string> {
   /** Oldest first; those not recorded (yet) at the end. */
   readonly entries: readonly TimelineEntry<Data, Name>[];
   readonly hasOlder: boolean;
+  /** Whether newer entries were dropped for the bound; new events are not shown until they are loaded again. */
+  readonly hasNewer: boolean;
   readonly loading: boolean;
-  /** Why the last `loadOlder` failed. */
+  /** Why the last load failed; the same call tries again. */
   readonly error: Error | null;
-  readonly gaps: readonly Gap[];
+  readonly gaps: readonly TimelineGap[];
 }
 
 export interface Timeline<Data = any, Name extends string = string> {
@@ -281,8 +370,19 @@ export interface Timeline<Data = any, Name extends string = string> {
   subscribe(fn: () => void): Unsubscribe;
   /** The same object until something changes. */
   getSnapshot(): TimelineSnapshot<Data, Name>;
-  /** Never rejects: see `error` and `gaps` of the snapshot. */
+  /** Never rejects: see `error` and `gaps` of the snapshot. While it loads, the same promise again. */
   loadOlder(): Promise<void>;
+  /** The same towards newer entries that were dropped. */
+  loadNewer(): Promise<void>;
+  /** Begins again with the newest page, for a "jump to the newest". */
+  loadNewest(): Promise<void>;
+  /** Loads a page into a hole with the reason "missed", or tries a "tier_unavailable" one again. */
+  fill(gap: TimelineGap): Promise<void>;
+  /**
+   * Whether one reads at the newest end (the default). Past `maxEntries` new events push the oldest
+   * entries out if so; else new events are not added (`hasNewer`), so that what one reads stays.
+   */
+  setFollowing(isFollowing: boolean): void;
   /** Returns the uid of the entry that it shows at once. */
   send(data: Data, options?: { event?: Name; meta?: Record<string, unknown> }): string;
   retry(uid: string): void;
