@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("dialogue_js.test.mjs")
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
+
+HERE = Path(__file__).parent
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
-def test_the_browser_client_under_node() -> None:
-    """Everything in ``dialogue_js.test.mjs`` holds."""
-    done = subprocess.run(["node", "--test", str(SCRIPT)], capture_output=True, text=True, timeout=100)
+@pytest.mark.parametrize("script", ["websocket", "dialogue_js"])
+def test_under_node(script: str) -> None:
+    """Everything in the script holds."""
+    path = HERE / f"{script}.test.mjs"
+    done = subprocess.run(["node", "--test", str(path)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
