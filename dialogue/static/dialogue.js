@@ -33,6 +33,9 @@ const OUTCOME_UNKNOWN = new Set(["STORE_UNAVAILABLE", "INTERNAL", "TIMEOUT"]);
 /** The server has not looked at it: nothing to do with what was asked, but with how much of it. */
 const TOO_FAST = new Set(["RATE_LIMITED", "BACKPRESSURE"]);
 
+/** What a server's refusal of `connect` says about any further try with the same credentials. */
+const FINAL_REFUSALS = new Set(["UNAUTHENTICATED", "INVALID_REQUEST", "PERMISSION_DENIED"]);
+
 /** Reasons for which a room that was joined before is asked for again, not given up. */
 const JOIN_LATER = new Set([...OUTCOME_UNKNOWN, ...TOO_FAST]);
 
@@ -60,7 +63,25 @@ const STABLE_MS = 5000;
 /** A connection that stood at all takes the delay back to this many doublings. */
 const FAILURES_ONCE_CONNECTED = 3;
 
-const WAKE_EVENTS = ["online", "focus", "pageshow", "visibilitychange"];
+/** After a sleep or a change of networks a connection that says nothing for so long is given up. */
+const CHECK_MS = 5000;
+
+/** The longest that a timer takes: a longer one would end at once. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+const WAKE_EVENTS = ["online", "offline", "focus", "pageshow", "visibilitychange"];
+
+/** How long someone is taken to be typing who says nothing more of it. */
+const TYPING_SECONDS = 6;
+
+/** How often it is said at most while it goes on: one that is lost, or late, does no harm. */
+const TYPING_REPEAT_MS = 3000;
+
+/** Of a room in which more users type at a time, those that began first are left out. */
+const MAX_TYPISTS = 1000;
+
+/** Names kept of those in a room, unless the server tells more at once. */
+const MAX_PRESENT = 1000;
 
 /**
  * What went wrong, as a code.
@@ -98,6 +119,10 @@ function report(error) {
 /** Handlers in the order added. One that throws (or rejects) stops neither the others nor us. */
 class Listeners {
   #entries = new Set();
+
+  get size() {
+    return this.#entries.size;
+  }
 
   add(fn) {
     if (typeof fn !== "function") throw new TypeError("a handler must be a function");
@@ -139,6 +164,11 @@ function deferred() {
   // Whoever waits has a promise derived from this one; nobody waiting is not an error.
   parts.promise.catch(() => {});
   return parts;
+}
+
+/** A timer that no number of a server's makes end at once. */
+function later(fn, milliseconds) {
+  return setTimeout(fn, Math.min(milliseconds, MAX_TIMER_MS));
 }
 
 /** A task of its own, so that all promise reactions of the present one have run before it. */
@@ -210,6 +240,21 @@ function gapFrom(wire) {
   return Object.freeze({ fromSeq, throughSeq, reason });
 }
 
+function roomInfoFrom(wire) {
+  return {
+    id: wire.id,
+    name: wire.name,
+    description: wire.description ?? null,
+    size: wire.size ?? 0,
+    maxSize: wire.max_size ?? null,
+    createdById: wire.created_by_id ?? null,
+  };
+}
+
+function presenceFrom(wire) {
+  return Object.freeze({ users: Object.freeze([...wire.users]), count: wire.count ?? wire.users.length });
+}
+
 function namesFrom(events) {
   const list = typeof events === "string" ? [events] : [...events];
   return list.includes("*") ? "*" : list;
@@ -237,6 +282,7 @@ class Link {
   #heardAt = Date.now();
   #silenceMs = 0;
   #silenceTimer = null;
+  #checkTimer = null;
 
   alive = true;
   commandsPerFrame = BATCH_COMMANDS;
@@ -358,8 +404,20 @@ class Link {
     return Math.max(0, Date.now() - this.#heardAt);
   }
 
-  get silenceMs() {
-    return this.#silenceMs;
+  /** The page is back, or its network has changed: what timers would find late is found now. */
+  wakeUp() {
+    if (this.#silenceMs > 0 && this.silentMs > this.#silenceMs * 0.75) {
+      this.fail(1006, "nothing heard"); // a ping is overdue
+      return;
+    }
+    if (this.#checkTimer !== null || this.silentMs < CHECK_MS) return;
+    // Half open it would look the same until the next pings are overdue. Anything heard will do.
+    const heardAt = this.#heardAt;
+    this.send('{"type":"unread","ref":0,"rooms":[]}');
+    this.#checkTimer = setTimeout(() => {
+      this.#checkTimer = null;
+      if (this.#heardAt === heardAt) this.fail(1006, "nothing heard");
+    }, CHECK_MS);
   }
 
   /** Ends the link now, without waiting for a close handshake that a dead network never answers. */
@@ -373,6 +431,7 @@ class Link {
     if (!this.alive) return;
     this.alive = false;
     clearTimeout(this.#silenceTimer);
+    clearTimeout(this.#checkTimer);
     clearTimeout(this.resumePause);
     this.#inbox = [];
     this.#next = 0;
@@ -427,6 +486,7 @@ class DialogueClient {
   #link = null;
   /** Counts attempts to open; what an older attempt still brings is void. */
   #attempt = 0;
+  #attemptAt = 0;
   #failures = 0;
   #openNotBefore = 0;
   #resumesAtOnce = RESUMES_AT_ONCE;
@@ -450,8 +510,15 @@ class DialogueClient {
   #onError = new Listeners();
   #onState = new Listeners();
   #onJoined = new Listeners();
+  #onRoomCreated = new Listeners();
+  #onRoomUpdated = new Listeners();
+  #onRoomDeleted = new Listeners();
+  #onUnread = new Listeners();
+  /** The request for all unread counts that is on its way, or waits to be made again. */
+  #asksUnread = false;
+  #unreadTimer = null;
 
-  #wake = () => this.#wakeUp();
+  #wake = (event) => this.#wakeUp(event);
 
   userId = null;
   clientId = null;
@@ -532,6 +599,30 @@ class DialogueClient {
     return this.#onJoined.add(fn);
   }
 
+  /** `fn(room)`, when a room is made that this client may see. Not repeated: `listRooms` tells. */
+  onRoomCreated(fn) {
+    return this.#onRoomCreated.add(fn);
+  }
+
+  /** `fn(room)`, when its name, description or size limit has changed. */
+  onRoomUpdated(fn) {
+    return this.#onRoomUpdated.add(fn);
+  }
+
+  /** `fn(roomId)` */
+  onRoomDeleted(fn) {
+    return this.#onRoomDeleted.add(fn);
+  }
+
+  /**
+   * `fn(counts)`: unread counts that have changed, by room, also of rooms not joined.
+   *
+   * The server does not repeat them, so after a lost connection all are asked for and told.
+   */
+  onUnread(fn) {
+    return this.#onUnread.add(fn);
+  }
+
   /**
    * Connects and stays connected until `disconnect()`.
    *
@@ -578,7 +669,14 @@ class DialogueClient {
     if (room) {
       room._users += 1;
       await room._firstJoin.promise;
-      if (events !== undefined && !room._covers(events)) await room.subscribe(events);
+      if (events === undefined || room._covers(events)) return room;
+      try {
+        await room.subscribe(events);
+      } catch (error) {
+        // Who gets no room cannot leave it; why it was not to be had is what they are told.
+        room.leave().catch(() => {});
+        throw error;
+      }
       return room;
     }
     room = new Room(this, roomId, { sync, events });
@@ -596,14 +694,34 @@ class DialogueClient {
 
   async listRooms() {
     const { rooms } = await this._request({ type: "rooms" });
-    return rooms.map((room) => ({
-      id: room.id,
-      name: room.name,
-      description: room.description ?? null,
-      size: room.size ?? 0,
-      maxSize: room.max_size ?? null,
-      createdById: room.created_by_id ?? null,
-    }));
+    return rooms.map(roomInfoFrom);
+  }
+
+  /**
+   * Makes a room, which this client's user may delete again; it is not joined by that.
+   *
+   * @throws {DialogueError} PERMISSION_DENIED where the server lets clients make no such room;
+   *   ROOM_EXISTS, which after a lost connection may be this call's own work: `listRooms` tells
+   *   who has made it.
+   */
+  async createRoom(roomId, name, { description, maxSize } = {}) {
+    const command = { type: "create_room", room: roomId, name };
+    if (description) command.description = description;
+    if (maxSize != null) command.max_size = maxSize;
+    await this._request(command);
+  }
+
+  /** Deletes a room that this user has made, with its history. */
+  async deleteRoom(roomId) {
+    await this._request({ type: "delete_room", room: roomId });
+  }
+
+  /** How many events this user has not read, by room; without *rooms* in all of the inbox. */
+  async unread(rooms) {
+    const command = { type: "unread" };
+    if (rooms !== undefined) command.rooms = typeof rooms === "string" ? [rooms] : [...rooms];
+    const { unread } = await this._request(command);
+    return unread;
   }
 
   // ---- connecting
@@ -621,14 +739,13 @@ class DialogueClient {
     this.#retryTimer = null;
     this.#setState(this.#everConnected ? "resuming" : "connecting");
     if (!isCurrent()) return; // a state handler has called disconnect()
-    this.#attemptTimer = setTimeout(() => {
-      // No link yet means that `auth` is what hangs.
-      if (this.#link) this.#link.fail(1006, "no answer to connect");
-      else this.#retryLater();
-    }, this.#limits.connectTimeoutMs);
-    let auth = this.#auth;
+    this.#attemptAt = Date.now();
+    this.#attemptTimer = setTimeout(() => this.#giveUpAttempt(), this.#limits.connectTimeoutMs);
+    const ref = this.#nextRef++;
+    let greeting;
     try {
-      if (typeof auth === "function") auth = await auth();
+      const auth = typeof this.#auth === "function" ? await this.#auth() : this.#auth;
+      greeting = JSON.stringify({ type: "connect", ref, auth: auth ?? undefined });
     } catch (cause) {
       if (!isCurrent()) return;
       this.#onError.emit(new DialogueError("AUTH_FAILED", "the auth function threw", { cause }));
@@ -639,10 +756,8 @@ class DialogueClient {
     try {
       const link = new Link(this.#WebSocket, this.#url, {
         onOpen: () => {
-          this.#connectRef = this.#nextRef++;
-          const command = { type: "connect", ref: this.#connectRef };
-          if (auth != null) command.auth = auth;
-          link.send(JSON.stringify(command));
+          this.#connectRef = ref;
+          link.send(greeting);
         },
         onMessage: (message) => this.#handle(message, link),
         onGone: (close) => this.#gone(link, close),
@@ -665,21 +780,35 @@ class DialogueClient {
     clearTimeout(this.#attemptTimer);
     clearTimeout(this.#retryTimer);
     const delay = Math.max(this.#backoffMs(this.#failures), this.#openNotBefore - Date.now());
-    this.#retryTimer = setTimeout(() => this.#open(), delay);
+    this.#retryTimer = later(() => this.#open(), delay);
     this.#failures += 1;
     this.#setState(this.#everConnected ? "resuming" : "connecting");
   }
 
-  #wakeUp() {
-    if (globalThis.document?.visibilityState === "hidden") return;
+  /**
+   * Timers stand still while a machine sleeps or a tab is frozen, so what they would have found
+   * is looked for when the page is back, by the wall clock.
+   */
+  #wakeUp({ type, persisted }) {
+    if (type !== "offline" && globalThis.document?.visibilityState === "hidden") return;
     if (this.#retryTimer !== null) {
-      if (Date.now() < this.#openNotBefore) return;
+      if (type === "offline" || Date.now() < this.#openNotBefore) return;
       this.#failures = 0;
       this.#open();
-    } else if (this.#link?.connectedAt != null && this.#link.silentMs > this.#link.silenceMs * 0.75) {
-      // A ping is overdue: the machine slept, or the network under the socket is another one.
-      this.#link.fail(1006, "nothing heard");
+    } else if (this.#link?.connectedAt != null) {
+      // A page from the back/forward cache finds its sockets closed, or dead without a sign.
+      if (persisted) this.#link.fail(1006, "the page was put away");
+      else this.#link.wakeUp();
+    } else if (Date.now() - this.#attemptAt > this.#limits.connectTimeoutMs) {
+      this.#failures = 0;
+      this.#giveUpAttempt();
     }
+  }
+
+  #giveUpAttempt() {
+    // No link yet means that `auth` is what hangs.
+    if (this.#link) this.#link.fail(1006, "no answer to connect");
+    else this.#retryLater();
   }
 
   #gone(link, { code, reason }) {
@@ -747,6 +876,7 @@ class DialogueClient {
     clearTimeout(this.#attemptTimer);
     clearTimeout(this.#retryTimer);
     this.#retryTimer = null;
+    clearTimeout(this.#unreadTimer);
     for (const type of WAKE_EVENTS) wakeTarget(type)?.removeEventListener?.(type, this.#wake);
     this.#link?.close();
     this.#link = null;
@@ -774,6 +904,24 @@ class DialogueClient {
       case "history":
       case "rooms":
         this.#settle(message);
+        break;
+      case "presence":
+        if (message.ref != null) this.#settle(message);
+        else this.#rooms.get(message.room)?._presenceChanged(message);
+        break;
+      case "unread":
+        if (message.ref != null) this.#settle(message);
+        else this.#onUnread.emit(message.unread);
+        break;
+      case "room_created":
+        this.#onRoomCreated.emit(roomInfoFrom(message));
+        break;
+      case "room_updated":
+        this.#rooms.get(message.id)?._renamed(message.name);
+        this.#onRoomUpdated.emit(roomInfoFrom(message));
+        break;
+      case "room_deleted":
+        this.#onRoomDeleted.emit(message.room);
         break;
       case "error":
         this.#refused(message, link);
@@ -819,16 +967,36 @@ class DialogueClient {
     this.#opening?.resolve();
     this.#opening = null;
     link.hold();
+    if (resumed && this.#onUnread.size > 0) this.#askUnread();
     this.#setState("connected");
     this.#onConnect.emit({ clientId: this.clientId, userId: this.userId, resumed });
+  }
+
+  /** Pushes are not repeated: after a lost connection all counts are asked for, once. */
+  #askUnread() {
+    if (this.#asksUnread) return; // one that waits for its answer goes again with the rest
+    this.#asksUnread = true;
+    const answered = this._request({ type: "unread" }, { take: ({ unread }) => this.#onUnread.emit(unread) });
+    answered.then(
+      () => (this.#asksUnread = false),
+      (error) => {
+        this.#asksUnread = false;
+        if (!this.#wanted) return;
+        if (!JOIN_LATER.has(error.code)) this.#onError.emit(error);
+        else this.#unreadTimer = later(() => this.#askUnread(), this._retryMs(error));
+      },
+    );
   }
 
   #refused(message, link) {
     const error = errorFrom(message);
     if (message.ref === this.#connectRef && link.connectedAt === null) {
-      if (error.code === "UNAUTHENTICATED") {
+      if (FINAL_REFUSALS.has(error.code)) {
         link.close(); // the close code that says the same may get lost in a proxy
-        this.#gone(link, { code: CLOSE_UNAUTHENTICATED, reason: error.message });
+        this.#link = null;
+        this.#detach();
+        this.#stop(error, { code: CLOSE_UNAUTHENTICATED, reason: error.message, stood: false });
+        this.#onError.emit(error);
       } else {
         this.#openNotBefore = Date.now() + (error.retryAfterSeconds ?? 0) * 1000;
         this.#onError.emit(error);
@@ -843,8 +1011,12 @@ class DialogueClient {
       return;
     }
     const request = this.#pending.get(message.ref);
-    if (!request) this.#onError.emit(error);
-    else if (request.isTrigger && OUTCOME_UNKNOWN.has(error.code)) this.#triggerAgain(request, error);
+    if (!request) {
+      // The answer to what nobody waits for any more concerns nobody.
+      if (message.ref == null) this.#onError.emit(error);
+    } else if (error.code === "ROOM_NOT_FOUND" && request.deletes && request.sends > 1) {
+      this.#settle(message); // an earlier try has deleted it
+    } else if (request.isTrigger && OUTCOME_UNKNOWN.has(error.code)) this.#triggerAgain(request, error);
     // Whether an earlier try was taken it does not say, so that only another try tells.
     else if (request.isTrigger && request.sends > 1 && TOO_FAST.has(error.code)) {
       this.#triggerAgain(request, error);
@@ -856,11 +1028,12 @@ class DialogueClient {
   /**
    * Sends a command and resolves with its answer. The command must be one that may be sent twice
    * (a read, a change of subscription, a trigger with its key) or `once`: then a lost connection
-   * resolves it with null.
+   * resolves it with null. What must keep its place among the messages is done by `take(answer)`:
+   * the promise's reactions come only after the whole frame.
    *
    * @internal
    */
-  _request(command, { room = null, once = false } = {}) {
+  _request(command, { room = null, once = false, take = null } = {}) {
     const isTrigger = PUBLISHES.has(command.type);
     const { maxPendingTriggers, maxPendingRequests } = this.#limits;
     return new Promise((resolve, reject) => {
@@ -879,7 +1052,9 @@ class DialogueClient {
         text,
         room,
         isTrigger,
+        deletes: command.type === "delete_room",
         once,
+        take,
         resolve,
         reject,
         sent: false,
@@ -933,7 +1108,19 @@ class DialogueClient {
     const request = this.#pending.get(message.ref);
     if (!request) return;
     this.#remove(request);
+    if (message.subscriptions !== undefined) request.room?._subscribed(message);
+    request.take?.(message);
     request.resolve(message);
+  }
+
+  /** @internal How long to wait before the same is asked again. */
+  _retryMs(error, tries = 1) {
+    return Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
+  }
+
+  /** @internal For what belongs to no call. */
+  _trouble(error) {
+    this.#onError.emit(error);
   }
 
   #triggerAgain(request, error) {
@@ -945,12 +1132,11 @@ class DialogueClient {
       return;
     }
     request.sent = false;
-    const delay = Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
     // One pause for the room, not one per trigger: those refused together go again in order.
-    room._pauseTimer ??= setTimeout(() => {
+    room._pauseTimer ??= later(() => {
       room._pauseTimer = null;
       this.#flush(room);
-    }, delay);
+    }, this._retryMs(error, tries));
   }
 
   // ---- rooms
@@ -995,11 +1181,8 @@ class DialogueClient {
     const link = this.#link;
     this.#resumesAtOnce = RESUMES_AFTER_REFUSAL;
     if (link.resumePause !== null) return;
-    const delay = Math.max(
-      this.#backoffMs(this.#resumeRefusals++),
-      (error.retryAfterSeconds ?? 0) * 1000,
-    );
-    link.resumePause = setTimeout(() => {
+    const delay = this._retryMs(error, this.#resumeRefusals++);
+    link.resumePause = later(() => {
       link.resumePause = null;
       if (link === this.#link) this.#resumeMore();
     }, delay);
@@ -1013,12 +1196,18 @@ class DialogueClient {
       this.#resumeMore();
       if (room._closed) return; // left again while the answer was on its way
     } else {
-      if (message.ref !== undefined && message.ref !== null) return; // answered after its timeout
+      if (message.ref !== undefined && message.ref !== null) {
+        // Answered after its timeout: nobody wants it, but the server has let the client in.
+        if (!this.#rooms.has(message.room)) {
+          link.send(JSON.stringify({ type: "leave", ref: this.#nextRef++, room: message.room }));
+        }
+        return;
+      }
       // The server has joined this client. A room that we are joining or resuming ourselves stays
       // as it is: taking this cursor would skip what our own join is about to bring.
       room = this.#rooms.get(message.room);
       if (room) {
-        if (room._live) room.subscriptions = message.subscriptions;
+        if (room._live) room._subscribed(message);
         return;
       }
       room = new Room(this, message.room, {});
@@ -1032,6 +1221,7 @@ class DialogueClient {
     room._joined(message);
     // Before any handler runs: a trigger made in one must not overtake those that wait.
     this.#flush(room);
+    room._askPresence();
     if (isFirst) link.hold();
     if (message.recovered === true) room._resume(message.events);
     else {
@@ -1054,8 +1244,8 @@ class DialogueClient {
     } else if (JOIN_LATER.has(error.code)) {
       const link = this.#link;
       if (isTooFast) this.#pauseResumes(error);
-      const delay = Math.max(this.#backoffMs(room._joinFailures++), (error.retryAfterSeconds ?? 0) * 1000);
-      room._joinTimer = setTimeout(() => {
+      const delay = this._retryMs(error, room._joinFailures++);
+      room._joinTimer = later(() => {
         if (link !== this.#link || room._closed) return;
         link.resumes.add(room);
         this.#resumeMore();
@@ -1119,7 +1309,14 @@ class Room {
   #named = new NamedListeners();
   #any = new Listeners();
   #onReset = new Listeners();
+  #onPresence = new Listeners();
   #timelines = new Set();
+  #presents = new Set();
+  #typings = new Set();
+  /** When one's own typing was last told, by event name. */
+  #typingSaidAt = new Map();
+  /** The newest seq that has come: what `markRead` means unless told otherwise. */
+  #newestSeq = 0;
 
   /** What the room's name is, as the server tells it. */
   name = null;
@@ -1167,6 +1364,11 @@ class Room {
     return this.#onReset.add(fn);
   }
 
+  /** `fn({joined, left, count})`: users, each counted once over all connections. */
+  onPresence(fn) {
+    return this.#onPresence.add(fn);
+  }
+
   /** `fn(reason)`: removed from the room by the server. Not called for `leave()`. */
   onLeft(fn) {
     return this._onLeft.add(fn);
@@ -1186,7 +1388,10 @@ class Room {
   async trigger(event, data, { meta, key = newKey() } = {}) {
     const command = { type: "trigger", room: this.id, event, data: data ?? null, key };
     if (meta !== undefined) command.meta = meta;
-    return this.#publish(command);
+    const ack = await this.#publish(command);
+    // Everyone takes a recorded event for the end of its sender's typing.
+    if (ack.seq !== null) this.#typingSaidAt.clear();
+    return ack;
   }
 
   async #publish(command) {
@@ -1228,8 +1433,88 @@ class Room {
   }
 
   async #changeSubscription(type, events) {
-    const ok = await this.#client._request({ type, room: this.id, events }, { room: this });
-    if (ok.subscriptions !== undefined) this.subscriptions = ok.subscriptions;
+    await this.#client._request({ type, room: this.id, events }, { room: this });
+  }
+
+  /**
+   * Marks the room's events through *seq* as read by this user, on all devices; it never goes back.
+   *
+   * Without *seq* through the newest event that has come. Resolves with how many are unread then.
+   */
+  async markRead(seq = this.#newestSeq) {
+    const { unread } = await this.#client._request({ type: "mark_read", room: this.id, seq }, { room: this });
+    return unread;
+  }
+
+  /** Who is in the room now: `{users, count}`. */
+  async presence() {
+    return presenceFrom(await this.#client._request({ type: "presence", room: this.id }, { room: this }));
+  }
+
+  /** Who is in the room, kept up to date over lost connections, too, until it is closed or left. */
+  presentUsers() {
+    const live = new PresentUsers({
+      ask: (take) => this.#client._request({ type: "presence", room: this.id }, { room: this, take }),
+      retryMs: (error, tries) => this.#client._retryMs(error, tries),
+      onError: (error) => this.#client._trouble(error),
+      onClose: () => this.#presents.delete(live),
+    });
+    if (this._closed) return live;
+    this.#presents.add(live);
+    live._ask();
+    return live;
+  }
+
+  /**
+   * Says that one is typing, or no more; call it at every stroke.
+   *
+   * It triggers the ephemeral *event* with `{is_typing}` when that changes, and every few seconds
+   * while it goes on. A recorded event that is triggered here ends the typing by itself. While the
+   * room is not joined (over a lost connection, or without WebSockets) nothing is said.
+   */
+  async setTyping(isTyping = true, { event = "typing", meta } = {}) {
+    if (!this._live) {
+      this.#typingSaidAt.delete(event);
+      return;
+    }
+    const saidAt = this.#typingSaidAt.get(event);
+    const now = performance.now();
+    if (!isTyping) {
+      if (!this.#typingSaidAt.delete(event)) return;
+    } else if (saidAt !== undefined && now < saidAt + TYPING_REPEAT_MS) return;
+    else this.#typingSaidAt.set(event, now);
+    const command = { type: "trigger", room: this.id, event, data: { is_typing: Boolean(isTyping) }, key: newKey() };
+    if (meta !== undefined) command.meta = meta;
+    try {
+      const ok = await this.#client._request(command, { room: this, once: true });
+      if (ok === null) this.#typingSaidAt.delete(event); // the connection was lost, and it with that
+    } catch (error) {
+      this.#typingSaidAt.delete(event);
+      throw error;
+    }
+  }
+
+  /**
+   * Who else is typing, kept up to date until it is closed or the room is left.
+   *
+   * A user is dropped who says so, whose recorded event comes, who leaves the room, or who was
+   * not heard of for some seconds.
+   *
+   * @param {object} [options]
+   * @param {string} [options.event] The ephemeral event that tells of it; the subscription must
+   *   have it. Default: "typing".
+   * @param {number} [options.seconds] How long someone stays without another event, above 0.
+   *   Default: 6.
+   */
+  typingUsers({ event = "typing", seconds = TYPING_SECONDS } = {}) {
+    const live = new TypingUsers({
+      event,
+      seconds,
+      userId: () => this.#client.userId,
+      onClose: () => this.#typings.delete(live),
+    });
+    if (!this._closed) this.#typings.add(live);
+    return live;
   }
 
   /**
@@ -1329,6 +1614,7 @@ class Room {
     this._joinFailures = 0;
     this.name = message.name ?? this.name;
     this.subscriptions = message.subscriptions ?? "*";
+    if (message.recovered !== true) this.#newestSeq = message.seq;
     // A resumed cursor moves with its events; any other start is the server's word alone, for
     // under another epoch a smaller seq is the right one.
     if (message.recovered !== true) this._cursor = { seq: message.seq, epoch: message.epoch };
@@ -1352,7 +1638,9 @@ class Room {
     if (event.seq !== null) {
       if (event.seq <= this._cursor.seq) return;
       this.#advance(event.seq);
+      this.#newestSeq = event.seq;
     }
+    for (const typing of this.#typings) typing._receive(event);
     for (const timeline of this.#timelines) timeline._receive(event);
     this.#named.emit(event.event, event);
     this.#any.emit(event);
@@ -1362,12 +1650,227 @@ class Room {
     if (seq > this._cursor.seq) this._cursor = { seq, epoch: this._cursor.epoch };
   }
 
+  /** The answer to a change of the subscription: everything of it through `seq` came before. */
+  _subscribed({ subscriptions, seq }) {
+    this.subscriptions = subscriptions;
+    // Without this a resume would replay what a wider subscription does not reach back to.
+    if (this._live && seq != null) this.#advance(seq);
+  }
+
+  _renamed(name) {
+    this.name = name ?? this.name;
+  }
+
+  _presenceChanged({ joined = [], left = [], count }) {
+    if (!this._live) return;
+    const change = Object.freeze({ joined: Object.freeze(joined), left: Object.freeze(left), count });
+    for (const present of this.#presents) present._change(change);
+    for (const typing of this.#typings) typing._stopped(left);
+    this.#onPresence.emit(change);
+  }
+
+  _askPresence() {
+    for (const present of this.#presents) present._ask();
+  }
+
   _close() {
     this._closed = true;
+    for (const live of [...this.#presents, ...this.#typings]) live._end();
     this._live = false;
     clearTimeout(this._joinTimer);
     clearTimeout(this._pauseTimer);
     this._pauseTimer = null;
+  }
+}
+
+// --------------------------------------------------------------------------- presence and typing
+
+/** Something that changes: `subscribe(fn)`, `getSnapshot()`, `close()`. */
+class Live {
+  #listeners = new Listeners();
+  #onClose;
+  #snapshot = null;
+  #isNotifying = false;
+
+  _closed = false;
+
+  constructor(onClose) {
+    this.#onClose = onClose;
+  }
+
+  /** `fn()` is called after changes, once per microtask however many there were. */
+  subscribe(fn) {
+    return this.#listeners.add(() => fn());
+  }
+
+  /** Frozen; the same object until something changes. */
+  getSnapshot() {
+    this.#snapshot ??= Object.freeze(this._value());
+    return this.#snapshot;
+  }
+
+  /** No changes from now on. */
+  close() {
+    this._closed = true;
+    this._stop();
+    this.#onClose();
+  }
+
+  /** The room has ended, and what was known of it with that. */
+  _end() {
+    this._clear();
+    this.close();
+  }
+
+  _changed() {
+    this.#snapshot = null;
+    if (this.#isNotifying) return;
+    this.#isNotifying = true;
+    queueMicrotask(() => {
+      this.#isNotifying = false;
+      this.#listeners.emit();
+    });
+  }
+}
+
+/**
+ * Who is in a room: `{users, count}`.
+ *
+ * The server's answer knows of every change told before it; a change told after it may tell what
+ * it knew already. So changes are applied to a set.
+ */
+class PresentUsers extends Live {
+  #source;
+  /** At most MAX_PRESENT, or as many as the server has told at once. */
+  #users = new Set();
+  #count = 0;
+  #told = 0;
+  #isAsking = false;
+  #failures = 0;
+  #timer = null;
+
+  constructor(source) {
+    super(source.onClose);
+    this.#source = source;
+  }
+
+  _value() {
+    return { users: Object.freeze([...this.#users]), count: this.#count };
+  }
+
+  /** Asks who is there. One that is on its way already goes again with what a lost connection left. */
+  _ask() {
+    clearTimeout(this.#timer);
+    if (this.#isAsking || this._closed) return;
+    this.#isAsking = true;
+    this.#source.ask((answer) => this.#answered(answer)).then(
+      () => (this.#isAsking = false),
+      (error) => {
+        this.#isAsking = false;
+        if (this._closed || ["DISCONNECTED", "NOT_JOINED"].includes(error.code)) return;
+        if (JOIN_LATER.has(error.code)) {
+          this.#timer = later(() => this._ask(), this.#source.retryMs(error, this.#failures++));
+        } else this.#source.onError(error);
+      },
+    );
+  }
+
+  #answered(answer) {
+    if (this._closed) return;
+    this.#failures = 0;
+    this.#users = new Set(answer.users);
+    this.#told = this.#users.size;
+    this.#count = answer.count ?? this.#told;
+    this._changed();
+  }
+
+  _change({ joined, left, count }) {
+    for (const user of left) this.#users.delete(user);
+    const most = Math.max(MAX_PRESENT, this.#told);
+    for (const user of joined) {
+      if (this.#users.size < most) this.#users.add(user);
+    }
+    this.#count = count;
+    this._changed();
+    // Of a room with more than are named at once so many have gone that others can be named.
+    if (this.#users.size < count && this.#users.size < this.#told / 2) this._ask();
+  }
+
+  _clear() {
+    this.#users.clear();
+    this.#count = 0;
+    this._changed();
+  }
+
+  _stop() {
+    clearTimeout(this.#timer);
+  }
+}
+
+/**
+ * Who else is typing, in the order in which they began.
+ *
+ * By convention the event's data is `{is_typing: true}` or `{is_typing: false}`; any other data
+ * says that its sender is typing.
+ */
+class TypingUsers extends Live {
+  #event;
+  #userId;
+  #milliseconds;
+  /** Until when, by user. At most MAX_TYPISTS. */
+  #until = new Map();
+  #timer = null;
+
+  constructor({ event, seconds, userId, onClose }) {
+    if (!(seconds > 0)) throw new TypeError(`seconds is above 0, not ${seconds}`);
+    super(onClose);
+    this.#event = event;
+    this.#userId = userId;
+    this.#milliseconds = seconds * 1000;
+  }
+
+  _value() {
+    return [...this.#until.keys()];
+  }
+
+  _receive({ event, seq, from, data }) {
+    if (seq !== null) this._stopped([from]);
+    else if (event !== this.#event || from === this.#userId()) return;
+    else if (data?.is_typing === false) this._stopped([from]);
+    else this.#heard(from);
+  }
+
+  #heard(user) {
+    const isNew = !this.#until.has(user);
+    if (isNew && this.#until.size >= MAX_TYPISTS) this.#until.delete(this.#until.keys().next().value);
+    this.#until.set(user, performance.now() + this.#milliseconds);
+    // A timer that is too early comes back, so an event need not move it.
+    this.#timer ??= later(() => this.#expire(), this.#milliseconds);
+    if (isNew) this._changed();
+  }
+
+  _stopped(users) {
+    let hasChanged = false;
+    for (const user of users) hasChanged = this.#until.delete(user) || hasChanged;
+    if (this.#until.size === 0) this._stop();
+    if (hasChanged) this._changed();
+  }
+
+  #expire() {
+    this.#timer = null;
+    const now = performance.now();
+    this._stopped([...this.#until].filter(([, until]) => until <= now).map(([user]) => user));
+    if (this.#until.size === 0) return;
+    this.#timer = later(() => this.#expire(), Math.max(1, Math.min(...this.#until.values()) - now));
+  }
+
+  _clear() {
+    this._stopped([...this.#until.keys()]);
+  }
+
+  _stop() {
+    clearTimeout(this.#timer);
+    this.#timer = null;
   }
 }
 
