@@ -29,9 +29,10 @@ def make_dialogue() -> Dialogue:
             "lobby": RoomConfig(events=events),
             "inbox": RoomConfig(events=events),
             "quiet": RoomConfig(events=events, presence=False),
+            "room-{number}": RoomConfig(events=events),
         },
         client_rooms=RoomConfig(events=events, max_size=5),
-        limits=Limits(presence_seconds=0.01, unread_seconds=0.01),
+        limits=Limits(presence_seconds=0.01, unread_seconds=0.01, ping_seconds=0.5, replay_events=50),
     )
 
 
@@ -60,7 +61,7 @@ async def test_under_node(script: str) -> None:
     await run(script)
 
 
-@pytest.mark.parametrize("script", ["rooms"])
+@pytest.mark.parametrize("script", ["rooms", "sse"])
 async def test_under_node_against_a_server(script: str) -> None:
     """Everything in the script holds against a real server."""
     async with serve(make_dialogue()) as address:
