@@ -36,7 +36,9 @@ class Stream:
     async def read_head(self) -> None:
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         self.status = int(head[0].split()[1])
-        self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
+        self.headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])
+        }
 
     def read_on(self) -> None:
         self.task = asyncio.create_task(self._read(), name="test-stream")
@@ -100,6 +102,8 @@ class Stream:
 
     def seqs(self) -> list[int]:
         """Return the seqs of everything recorded that came, what the first message brought included."""
+        if not self.messages:
+            return []
         return [event["seq"] for event in self.joined["events"] + self.events() if event["seq"] is not None]
 
     @property

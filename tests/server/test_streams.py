@@ -280,3 +280,305 @@ async def test_readers_that_are_cut_often_see_what_the_log_has(is_durable: bool,
             assert len(expected) - len(seen.seqs) <= 1
             assert seen.restarts == 1 or not is_durable
         await nothing_left(dialogue)
+
+
+# -- slow readers ----------------------------------------------------------------------------------------------------
+
+
+BIG = "x" * 20_000
+
+
+async def test_a_reader_that_falls_behind_reads_the_log_and_catches_up(tmp_path: Path) -> None:
+    """Nothing is queued for it past `outbox_bytes`; ephemeral events are dropped and counted; no event is missed."""
+    limits = Limits(**UNRATED, outbox_bytes=8192, page_events=10)
+    dialogue = Dialogue(rooms(), store=f"sqlite:///{tmp_path}/chat.db", limits=limits)
+    async with serve(dialogue) as address:
+        async with open_stream(address, is_read=False) as stream:
+            (follower,) = dialogue.hub().followers._by_room["general"]
+            count = 0
+            while not follower.is_behind or count < 1000:
+                await asyncio.gather(*(dialogue.trigger("general", message, BIG) for _ in range(20)))
+                await dialogue.trigger("general", typing_event, 1)
+                count += 20
+                assert follower._waiting_bytes <= 20 * len(BIG) + 8192
+            assert counted(dialogue, "dialogue_stream_messages_dropped_total") > 0
+            stream.read_on()
+            await stream.until(lambda: len([s for s in stream.seqs() if s]) == count)
+            assert stream.seqs() == list(range(1, count + 1))
+            await eventually(lambda: not follower.is_behind)
+            await dialogue.trigger("general", typing_event, "now")
+            await stream.until(lambda: stream.events()[-1]["data"] == "now")
+        await nothing_left(dialogue)
+
+
+async def test_a_reader_for_whom_something_is_lost_is_ended_and_told_when_it_comes_back() -> None:
+    """Memory has forgotten what it has not read: never a silent hole."""
+    dialogue = Dialogue(rooms(), limits=Limits(**UNRATED, outbox_bytes=8192))
+    async with serve(dialogue) as address:
+        async with open_stream(address, is_read=False) as stream:
+            (follower,) = dialogue.hub().followers._by_room["general"]
+            count = 0
+            while not follower.is_behind or count < 400:
+                await dialogue.trigger("general", message, BIG)
+                count += 1
+            stream.read_on()
+            await stream.until_closed()
+            assert stream.has_ended
+            assert stream.seqs() == list(range(1, len(stream.seqs()) + 1))
+            assert len(stream.seqs()) < count
+            last_id = stream.last_id
+        assert ends(dialogue, "lost") == 1
+        async with open_stream(address, headers={"Last-Event-ID": last_id}) as stream:
+            assert stream.joined["recovered"] is False
+        await nothing_left(dialogue)
+
+
+async def test_a_reader_that_does_not_read_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """After twice `ping_seconds`, and counted; the socket is not kept for its peer to take what was written."""
+    dialogue = Dialogue(rooms(), limits=Limits(**UNRATED, ping_seconds=0.1))
+    async with serve(dialogue) as address:
+        async with open_stream(address, is_read=False) as stream:
+            while not ends(dialogue, "slow"):
+                await dialogue.trigger("general", message, BIG)
+            await nothing_left(dialogue)
+            # What is under way is still read, and then the connection turns out to be reset.
+            stream.read_on()
+            await stream.until_closed()
+            assert not stream.has_ended
+    assert "ASGI" not in caplog.text
+
+
+# -- access ----------------------------------------------------------------------------------------------------------
+
+
+async def test_who_may_not_read_gets_no_stream() -> None:
+    """The status of the refusal, and nothing of a stream; reading is what the guard is asked for."""
+    asked: list[str] = []
+    hidden = {"hidden": RoomConfig(events=[message]), "dm:{a}:{b}": DirectRoom(events=[message])}
+    dialogue = with_users(rooms=rooms() | hidden, allowed_origins=["https://good.example"])
+
+    @dialogue.before_join("general")
+    def guard(client: Any, purpose: str) -> None:
+        asked.append(purpose)
+        if client.user_id == "eve":
+            raise JoinDenied("not you")
+
+    dialogue.can_see("hidden")(lambda: False)
+    async with serve(dialogue) as address:
+        for room, headers, status in (
+            ("general", {}, 401),
+            ("general", bearer("eve"), 403),
+            ("general", bearer("ann") | {"Origin": "https://evil.example"}, 403),
+            ("hidden", bearer("ann"), 404),
+            ("nowhere", bearer("ann"), 404),
+            ("dm:ann:bob", bearer("eve"), 403),
+        ):
+            for query in ({}, {"wait_seconds": 5}):
+                async with open_stream(address, room, headers=headers, **query) as stream:
+                    assert stream.status == status, (room, headers)
+                    assert stream.headers["content-type"] == "application/json"
+        async with open_stream(address, headers=bearer("ann") | {"Origin": "https://good.example"}) as stream:
+            assert stream.headers["access-control-allow-origin"] == "https://good.example"
+        assert asked == ["read"] * 3
+        await nothing_left(dialogue)
+
+
+async def test_access_that_is_taken_back_ends_the_stream() -> None:
+    """`left` with the reason, after what came before; others read on."""
+    dialogue = Dialogue(rooms())
+    async with (
+        serve(dialogue) as address,
+        open_stream(address, user_id="ann") as ann,
+        open_stream(address, user_id="ann") as second,
+        open_stream(address, user_id="bob") as bob,
+    ):
+        await dialogue.trigger("general", message, 1)
+        await dialogue.remove_from_room("ann", "general", reason="enough")
+        await dialogue.trigger("general", message, 2)
+        for stream in (ann, second):
+            await stream.until_closed()
+            assert stream.has_ended
+            assert stream.seqs() == [1]
+            assert stream.messages[-1] == {"type": "left", "room": "general", "reason": "enough"}
+        await bob.until_events(2)
+        assert ends(dialogue, "left") == 2
+
+
+async def test_a_deleted_room_ends_its_streams() -> None:
+    """`left`; one of the same id that is made then is another room."""
+    dialogue = Dialogue(rooms(), client_rooms=RoomConfig(events=[message]))
+    async with serve(dialogue) as address:
+        await dialogue.create_room("made", name="Made")
+        async with open_stream(address, "made") as stream:
+            await dialogue.trigger("made", message, 1)
+            await stream.until_events(1)
+            await dialogue.delete_room("made")
+            await dialogue.create_room("made", name="Made")
+            await dialogue.trigger("made", message, 2)
+            await stream.until_closed()
+            assert [event["data"] for event in stream.events()] == [1]
+            assert stream.messages[-1]["type"] == "left"
+            assert stream.messages[-1]["reason"] == "the room was deleted"
+        async with open_stream(address, "made", headers={"Last-Event-ID": stream.last_id}) as stream:
+            assert [event["data"] for event in stream.joined["events"]] == [2]
+        await nothing_left(dialogue)
+
+
+async def test_credentials_that_expire_end_the_stream_and_the_poll() -> None:
+    """The client comes back with others, and misses nothing."""
+    dialogue = Dialogue(rooms())
+    until = time.time() + 1000
+
+    @dialogue.authenticate
+    def authenticate() -> Identity:
+        return Identity("ann", expires_at=until)
+
+    async with requests(dialogue) as http:
+        address = f"{http.base_url.host}:{http.base_url.port}"
+        until = time.time() + 0.3
+        async with open_stream(address) as stream:
+            epoch = stream.joined["epoch"]
+            poll = await http.get(
+                "/rooms/general/events", params={"after": 0, "epoch": epoch, "wait_seconds": 50}
+            )
+            assert (poll.status_code, poll.json()["code"]) == (401, "UNAUTHENTICATED")
+            await stream.until_closed()
+            assert stream.has_ended
+            assert [m["type"] for m in stream.messages] == ["joined"]
+        assert ends(dialogue, "expired") == 1
+        await nothing_left(dialogue)
+
+
+async def test_streams_count_as_requests_and_joins() -> None:
+    """As many at a time as a user has connections; opening one is rated as a join, a poll as a read."""
+    limits = Limits(
+        connections_per_user=2,
+        user_joins_per_second=1,
+        user_joins_burst=2,
+        user_reads_per_second=1,
+        user_reads_burst=1,
+    )
+    dialogue = with_users(limits=limits)
+    async with serve(dialogue) as address:
+        ann = bearer("ann")
+        async with open_stream(address, headers=ann), open_stream(address, headers=ann):
+            async with open_stream(address, headers=ann) as third:
+                assert third.status == 429
+            async with open_stream(address, headers=bearer("bob")) as stream:
+                assert stream.status == 200
+        await nothing_left(dialogue)
+        async with open_stream(address, headers=ann) as third:
+            assert third.status == 429  # two joins at once
+        for status in (200, 429):
+            async with open_stream(address, headers=ann, is_read=False, wait_seconds=0) as poll:
+                assert poll.status == status
+
+
+# -- what a room does meanwhile --------------------------------------------------------------------------------------
+
+
+async def test_a_room_sleeps_and_wakes_under_a_stream(tmp_path: Path) -> None:
+    """It takes no memory while it is quiet, and what comes then is told."""
+    limits = Limits(idle_seconds=0.05, ping_seconds=0.2)
+    dialogue = Dialogue(rooms(), store=f"sqlite:///{tmp_path}/chat.db", limits=limits)
+    async with serve(dialogue) as address:
+        await dialogue.trigger("general", message, 0)
+        async with open_stream(address) as stream:
+            for n in range(1, 4):
+                await eventually(lambda: not dialogue.hub().rooms)
+                await dialogue.trigger("general", message, n)
+                await stream.until_events(n)
+            assert stream.seqs() == [1, 2, 3, 4]
+
+
+class HeldPages(SQLStore):
+    """A store whose pages are read at once, and given out when they are let go."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+        self.go_on.set()
+
+    async def page(self, *args: Any, **kwargs: Any) -> Any:
+        found = await super().page(*args, **kwargs)
+        if kwargs["limit"] > 1:  # one is what a change looks for
+            self.asked.set()
+            await self.go_on.wait()
+        return found
+
+
+async def test_an_event_that_is_changed_while_it_is_read_comes_as_it_is(tmp_path: Path) -> None:
+    """What was deleted does not come back to life; that it was deleted follows. Joining, and for one who is behind."""
+    store = HeldPages(f"sqlite:///{tmp_path}/chat.db")
+    dialogue = Dialogue(rooms(), store=store)
+    async with serve(dialogue) as address:
+        for n in range(10):
+            await dialogue.trigger("general", message, n)
+
+        async def delete(seq: int) -> None:
+            await store.asked.wait()
+            await dialogue.delete("general", seq)
+            store.go_on.set()
+
+        store.go_on.clear()
+        deleting = asyncio.create_task(delete(1))
+        async with open_stream(address, after=0, epoch=store.epoch) as stream:
+            await deleting
+            await stream.until(lambda: 11 in stream.seqs())
+            assert stream.seqs() == list(range(1, 12))
+            first = stream.joined["events"][0]
+            assert (first["data"], first["deleted"]) == (None, True)
+
+            store.go_on.clear()
+            store.asked.clear()
+            (follower,) = dialogue.hub().followers._by_room["general"]
+            follower.seq = 1  # as if nothing had been sent since
+            follower.fall_behind()
+            await delete(2)
+            await stream.until(lambda: 12 in stream.seqs())
+            assert stream.seqs() == [*range(1, 12), *range(2, 13)]
+            first = next(event for event in stream.events() if event["seq"] == 2)
+            assert (first["data"], first["deleted"]) == (None, True)
+
+
+async def test_access_that_is_taken_back_while_the_log_is_read(tmp_path: Path) -> None:
+    """What was being read is not told any more."""
+    store = HeldPages(f"sqlite:///{tmp_path}/chat.db")
+    dialogue = Dialogue(rooms(), store=store)
+    async with serve(dialogue) as address, open_stream(address, user_id="ann") as stream:
+        for n in range(10):
+            await dialogue.trigger("general", message, n)
+        await stream.until_events(10)
+        (follower,) = dialogue.hub().followers._by_room["general"]
+        store.go_on.clear()
+        store.asked.clear()
+        follower.seq = 0
+        follower.fall_behind()
+        await store.asked.wait()
+        await dialogue.remove_from_room("ann", "general")
+        store.go_on.set()
+        await stream.until_closed()
+        assert stream.seqs() == list(range(1, 11))
+        assert stream.messages[-1]["type"] == "left"
+
+
+async def test_a_log_that_cannot_be_read_ends_the_stream(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client comes back; a fault is logged, and harms nobody else."""
+    store = HeldPages(f"sqlite:///{tmp_path}/chat.db")
+    dialogue = Dialogue(rooms(), store=store)
+    async with serve(dialogue) as address, open_stream(address) as stream, open_stream(address) as other:
+        for n in range(10):
+            await dialogue.trigger("general", message, n)
+        await stream.until_events(10)
+        follower = next(iter(dialogue.hub().followers._by_room["general"]))
+        store.page = None  # type: ignore[assignment, method-assign]
+        follower.seq = 0
+        follower.fall_behind()
+        await stream.until_closed()
+        assert stream.has_ended
+        await dialogue.trigger("general", message, 10)
+        await other.until_events(11)
+    assert ends(dialogue, "failed") == 1
+    assert "a stream of room 'general' failed" in caplog.text
