@@ -19,6 +19,7 @@ from dialogue import (
     Identity,
     JoinDenied,
     Limits,
+    MemoryStore,
     Retention,
     RoomConfig,
     SQLStore,
@@ -585,3 +586,160 @@ async def test_a_log_that_cannot_be_read_ends_the_stream(
         await other.until_events(11)
     assert ends(dialogue, "failed") == 1
     assert "a stream of room 'general' failed" in caplog.text
+
+
+# -- any server ------------------------------------------------------------------------------------------------------
+
+
+class Channel:
+    """The two ends of one request over plain ASGI.
+
+    Attributes:
+        sent: What the application has sent.
+        on_send: Awaited with each part of the answer.
+        leave: Lets the client go.
+    """
+
+    def __init__(self, dialogue: Dialogue) -> None:
+        self.dialogue = dialogue
+        self.sent: list[Any] = []
+        self.leave = asyncio.Event()
+        self.failure: Exception | None = None
+
+    async def receive(self) -> Any:
+        await self.leave.wait()
+        if self.failure is not None:
+            raise self.failure
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+        await self.on_send(message)
+
+    async def on_send(self, message: Any) -> None:
+        pass
+
+    def start(self) -> asyncio.Task[None]:
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": "/rooms/general/events",
+            "raw_path": b"/rooms/general/events",
+            "query_string": b"",
+            "root_path": "",
+            "headers": [(b"host", b"localhost")],
+            "client": ("127.0.0.1", 1),
+            "server": ("localhost", 80),
+        }
+        return asyncio.create_task(self.dialogue.app(scope, self.receive, self.send))
+
+
+async def test_a_server_that_says_by_an_error_that_the_reader_went() -> None:
+    """That is no fault of anybody's."""
+    dialogue = Dialogue(rooms())
+    async with dialogue.lifespan():
+        channel = Channel(dialogue)
+
+        async def gone(message: Any) -> None:
+            if b'"type":"event"' in message.get("body", b""):
+                raise BrokenPipeError
+
+        channel.on_send = gone  # type: ignore[method-assign]
+        task = channel.start()
+        await eventually(lambda: len(channel.sent) == 2)
+        await dialogue.trigger("general", message, 1)
+        await task
+        assert ends(dialogue, "gone") == 1
+        await nothing_left(dialogue)
+
+
+async def test_a_reader_that_does_not_read_under_another_server() -> None:
+    """The answer ends; what becomes of the connection is that server's business."""
+    dialogue = Dialogue(rooms(), limits=Limits(ping_seconds=0.05))
+    async with dialogue.lifespan():
+        channel = Channel(dialogue)
+
+        async def wait(message: Any) -> None:
+            await asyncio.Event().wait()
+
+        channel.on_send = wait  # type: ignore[method-assign]
+        await channel.start()
+        assert ends(dialogue, "slow") == 1
+        await nothing_left(dialogue)
+
+
+async def test_an_answer_that_is_cancelled_leaves_nothing() -> None:
+    """As servers end what is open when their time for a stop is over."""
+    dialogue = Dialogue(rooms())
+    async with dialogue.lifespan():
+        channel = Channel(dialogue)
+        task = channel.start()
+        await eventually(lambda: len(channel.sent) == 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await nothing_left(dialogue)
+
+
+async def test_a_server_that_cannot_tell_whether_the_reader_is_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The stream ends, and the log says why."""
+    dialogue = Dialogue(rooms())
+    async with dialogue.lifespan():
+        channel = Channel(dialogue)
+        channel.failure = RuntimeError("broken server")
+        channel.leave.set()
+        await channel.start()
+        await nothing_left(dialogue)
+    assert "broken server" in caplog.text
+
+
+class Pretty(MemoryStore):
+    """A store that writes JSON for people."""
+
+    async def append(self, drafts: Any) -> Any:
+        for draft in drafts:
+            draft.data_json = b'{\n  "a": "\\n",\r\n  "b": 1\r}'
+        return await super().append(drafts)
+
+
+async def test_a_message_is_one_line_however_a_store_writes_it() -> None:
+    """A line's end would end the data; in strings it is escaped."""
+    dialogue = Dialogue(rooms(), store=Pretty())
+    async with serve(dialogue) as address:
+        await dialogue.trigger("general", message, 0)
+        async with open_stream(address) as stream:
+            await dialogue.trigger("general", message, 0)
+            (event,) = await stream.until_events(1)
+            assert event["data"] == stream.joined["events"][0]["data"] == {"a": "\n", "b": 1}
+
+
+async def test_a_room_that_is_read_again_is_told_in_full(tmp_path: Path) -> None:
+    """What is in the log and was not told, after a fault in a store, is found there; the stream goes on."""
+    dialogue = Dialogue(rooms(), store=f"sqlite:///{tmp_path}/chat.db")
+    async with serve(dialogue) as address, open_stream(address) as stream:
+        hub = dialogue.hub()
+        await dialogue.trigger("general", message, 1)
+        await stream.until_events(1)
+        room = hub.rooms["general"]
+        room.last_seq = 5  # so the next one does not follow
+        dialogue.logger.disabled = True
+        try:
+            await dialogue.trigger("general", message, 2)
+        finally:
+            dialogue.logger.disabled = False
+        await stream.until_events(2)
+        await dialogue.trigger("general", message, 3)
+        await stream.until_events(3)
+        assert stream.seqs() == [1, 2, 3]
+        # Likewise where it was not even told that a room was read again.
+        (follower,) = hub.followers._by_room["general"]
+        follower._through -= 1
+        follower.seq -= 1
+        await dialogue.trigger("general", message, 4)
+        await stream.until_events(5)
+        assert stream.seqs() == [1, 2, 3, 3, 4]
