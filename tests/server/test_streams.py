@@ -108,6 +108,28 @@ async def test_a_reader_takes_no_place_in_the_room() -> None:
         assert change["left"] == ["bob"]
 
 
+async def test_a_reader_who_asked_who_is_there_is_told_what_changes_after() -> None:
+    """Also of who has come and gone again before others were told: the answer had named them."""
+    dialogue = Dialogue(rooms(), limits=Limits(presence_seconds=1000))
+    async with (
+        serve(dialogue) as address,
+        open_stream(address, user_id="ann") as stream,
+        httpx2.AsyncClient(base_url=f"http://{address}") as http,
+        wire(address, "bob") as bob,
+    ):
+        for is_asked in (False, True):
+            await bob.ask("join", room="general")
+            if is_asked:
+                answer = await http.get("/rooms/general/presence?user_id=ann")
+                assert answer.json()["users"] == ["bob"]
+            await bob.ask("leave", room="general")
+            presence = dialogue.hub().presence
+            presence._timers["general"].cancel()
+            presence._tell("general")
+        change = await stream.until(lambda: stream.messages[1:])
+        assert change == [{"type": "presence", "room": "general", "left": ["bob"], "count": 0}]
+
+
 async def test_only_what_is_asked_for_comes() -> None:
     """`events`, else the room's default; `sync` bounds the beginning; a jump in the ids is no hole."""
     options: dict[str, Any] = {"default_subscriptions": ["message"]}
