@@ -1880,7 +1880,11 @@ class DialogueClient {
     else {
       this.#deafOpenings = OPENINGS_BEFORE_FALLBACK;
       this.#probes = 0;
-      if (link.transport === "sse") this.#probeLater();
+      // Where one has opened before, the server was away: it is tried at once.
+      if (link.transport === "sse" && this.#transports.length > 1) {
+        if (this.#hasOpenedSocket) this.#probe();
+        else this.#probeLater();
+      }
     }
     this.clientId = message.client_id ?? null;
     this.userId = message.user_id;
