@@ -346,6 +346,7 @@ class DialogueClient:
         if room_id in self._session.rooms:
             room = self.room(room_id)
             room._take_join(answer)
+            room._streams.narrow()
         return room
 
     async def rooms(self) -> list[RoomInfo]:
@@ -458,6 +459,7 @@ class DialogueClient:
         match effect:
             case Deliver(room_id, event, epoch, _):
                 room = self.room(room_id)
+                room._streams.receive(event, epoch)
                 self._put_event(
                     partial(room._calls_for_event, event, epoch), is_recorded=event.seq is not None
                 )
@@ -487,8 +489,10 @@ class DialogueClient:
                 if not is_pushed:
                     self._dispatcher.put(_give_way)
             case Reset(room_id, answer):
+                room = self.room(room_id)
+                room._streams.interrupt(answer["epoch"])
                 # Told only while the queue takes events, so at most once per room in it and unread frame.
-                self._dispatcher.put(partial(self.room(room_id)._calls_for_reset, answer))
+                self._dispatcher.put(partial(room._calls_for_reset, answer))
             case Left(room_id, reason):
                 room = self.room(room_id)
                 room._end(reason)
@@ -520,11 +524,13 @@ class DialogueClient:
     def _ended(self, error: DialogueError) -> None:
         # Who waits for nothing has to wake up to see that it is over.
         self._connections.open()
+        for room in self._rooms.values():
+            room._streams.end(None if self._is_closed else _as_lost(error))
         if self._first is not None and not self._first.done():
             self._first.set_exception(error)
             self._first.exception()  # `connect` may have been cancelled.
         elif not self._is_closed:
-            self._trouble(error if isinstance(error, ConnectionLost) else ConnectionLost(4001, str(error)))
+            self._trouble(_as_lost(error))
 
     def _trouble(self, error: Exception) -> None:
         self._last_trouble = error
@@ -590,6 +596,10 @@ class DialogueClient:
 async def _yield() -> None:
     for _ in range(_TURNS_TO_ADD_HANDLERS):
         await asyncio.sleep(0)
+
+
+def _as_lost(error: DialogueError) -> ConnectionLost:
+    return error if isinstance(error, ConnectionLost) else ConnectionLost(4001, str(error))
 
 
 def _give_way() -> Calls:
