@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from dialogue.config import EventType
 from dialogue.errors import ConnectionLost, DialogueError
+from dialogue.events import Event
 
 from .connection import Auth, Connections
 from .effects import (
@@ -280,6 +281,18 @@ class DialogueClient:
         """Call *fn* with each new `state`."""
         return self._notices.add("state", fn)
 
+    def on_joined(self, fn: Callable[[Room], Any]) -> Unsubscribe:
+        """Call *fn* with each room that the server puts this client into, unasked; before any of its events."""
+        return self._notices.add("joined", fn)
+
+    def on_history(self, fn: Callable[[str, list[Event[Any]]], Any]) -> Unsubscribe:
+        """Call *fn* with a room's id and what entering it brought, **newest first**, empty or not.
+
+        It is called before the handlers of the events that follow, and again after `Room.on_reset`; what a resume
+        brings goes to the room's handlers instead.
+        """
+        return self._notices.add("history", fn)
+
     def on_room_created(self, fn: Callable[[RoomInfo], Any]) -> Unsubscribe:
         """Call *fn* with each room that is made and that this client may see.
 
@@ -486,13 +499,17 @@ class DialogueClient:
             case Joined(room_id, answer, is_pushed):
                 room = self.room(room_id)
                 room._take_join(answer)
-                if not is_pushed:
+                if is_pushed:
+                    self._notify("joined", room)
+                else:
                     self._dispatcher.put(_give_way)
+                self._notify_history(room)
             case Reset(room_id, answer):
                 room = self.room(room_id)
                 room._streams.interrupt(answer["epoch"])
                 # Told only while the queue takes events, so at most once per room in it and unread frame.
                 self._dispatcher.put(partial(room._calls_for_reset, answer))
+                self._notify_history(room)
             case Left(room_id, reason):
                 room = self.room(room_id)
                 room._end(reason)
@@ -561,6 +578,12 @@ class DialogueClient:
 
     def _notify(self, name: str, *arguments: Any) -> None:
         self._put(partial(self._calls_for_notice, name, *arguments))
+
+    def _notify_history(self, room: Room) -> None:
+        if self._notices.get("history"):
+            self._put(
+                lambda: [(fn, (room.room_id, list(room.history))) for fn in self._notices.get("history")]
+            )
 
     def _calls_for_notice(self, name: str, *arguments: Any) -> Calls:
         return [(fn, arguments) for fn in self._notices.get(name)]

@@ -1,13 +1,18 @@
-"""What a client publishes: data as JSON, and the key that it is told apart by."""
+"""What a client publishes: data as JSON, the key that it is told apart by, and what it is answered with."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from dialogue.config import EventType
+from dialogue.errors import MessageTooLarge
+from dialogue.events import Ack
+
+_FRAME_HEADROOM_BYTES = 2048
 
 
 def encode_data(data: Any, event_type: EventType[Any] | None) -> bytes:
@@ -39,3 +44,25 @@ def new_key() -> str:
     """Return a key that nobody else has."""
     # The time first: keys that grow are next to each other in the log's index, which random ones are all over.
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def check_size(size: int, limits: Mapping[str, Any]) -> None:
+    """Check that a server with these *limits* takes an event of *size* bytes.
+
+    Raises:
+        MessageTooLarge: It does not.
+    """
+    # A frame over the server's limit is not answered but closes the connection.
+    most = limits.get("frame_bytes")
+    if isinstance(most, int) and size + _FRAME_HEADROOM_BYTES > most:
+        raise MessageTooLarge(f"the event has {size} bytes; the server takes frames of at most {most}")
+
+
+def ack_of(answer: Mapping[str, Any]) -> Ack:
+    """Return what the answer to a publish says."""
+    return Ack(
+        seq=answer.get("seq"),
+        id=answer.get("id"),
+        timestamp=answer.get("timestamp") or 0,
+        is_duplicate=bool(answer.get("duplicate")),
+    )

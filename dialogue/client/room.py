@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import msgspec
 
 from dialogue.config import EventType
-from dialogue.errors import MessageTooLarge, NotJoined, StoreUnavailable
+from dialogue.errors import NotJoined, StoreUnavailable
 from dialogue.events import Ack, Event, WireEvent
 
-from .encoding import encode_data, new_key
+from .encoding import ack_of, check_size, encode_data, new_key
 from .handlers import Calls, Handler, Handlers, Unsubscribe
 from .pages import Gap, Page, Presence, PresenceChange
 from .stream import Stream
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ANY = "*"
-_FRAME_HEADROOM_BYTES = 2048
 _PAGE_EVENTS = 200
 
 
@@ -66,6 +65,16 @@ class Room:
         self._newest_seq = 0
         self._end_reason: str | None = None
         self._streams = Streams(self)
+
+    @property
+    def subscriptions(self) -> list[str] | str:
+        """The names of the events that it receives, as the server has told last; ``"*"`` for all.
+
+        Empty while it is not joined.
+        """
+        state = self._client._session.rooms.get(self.room_id)
+        subscriptions = [] if state is None else state.subscriptions
+        return subscriptions if isinstance(subscriptions, str) else list(subscriptions)
 
     # ---- handlers
 
@@ -134,7 +143,7 @@ class Room:
             TypeError, ValueError: The data is not JSON (NaN and infinity, say, are not).
         """
         encoded = encode_data(data, event if isinstance(event, EventType) else None)
-        self._check_size(len(encoded))
+        check_size(len(encoded), self._client._session.limits)
         meta_raw = None if meta is None else msgspec.Raw(encode_data(meta, None))
         answer = await self._request(
             lambda session: session.trigger(
@@ -148,7 +157,7 @@ class Room:
         if answer.get("seq") is not None:
             for own in self._own_typing.values():
                 own.forget()
-        return _ack(answer)
+        return ack_of(answer)
 
     async def edit(
         self,
@@ -177,11 +186,11 @@ class Room:
             CommandError, Backpressure, ConnectionLost, TypeError, ValueError: As `trigger`.
         """
         encoded = encode_data(data, event)
-        self._check_size(len(encoded))
+        check_size(len(encoded), self._client._session.limits)
         answer = await self._request(
             lambda session: session.edit(self.room_id, seq, msgspec.Raw(encoded), key=key or new_key())
         )
-        return _ack(answer)
+        return ack_of(answer)
 
     async def delete(self, seq: int, *, key: str | None = None) -> Ack:
         """Delete an event of one's own, or of one that the server lets one delete.
@@ -197,7 +206,7 @@ class Room:
             CommandError, Backpressure, ConnectionLost: As `trigger`.
         """
         answer = await self._request(lambda session: session.delete(self.room_id, seq, key=key or new_key()))
-        return _ack(answer)
+        return ack_of(answer)
 
     async def set_typing(
         self,
@@ -310,6 +319,30 @@ class Room:
             fields = {"cursor": page.next}
         return events
 
+    @overload
+    async def page(
+        self,
+        event: EventType[T],
+        *,
+        kind: str | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        around: int | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[T]: ...
+    @overload
+    async def page(
+        self,
+        event: str | None = None,
+        *,
+        kind: str | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        around: int | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[Any]: ...
     async def page(
         self,
         event: str | EventType[Any] | None = None,
@@ -320,7 +353,7 @@ class Room:
         around: int | None = None,
         cursor: str | None = None,
         limit: int | None = None,
-    ) -> Page:
+    ) -> Page[Any]:
         """Return a page of the room's history, **oldest first**; the newest one unless a bound says otherwise.
 
         Args:
@@ -462,7 +495,7 @@ class Room:
         names = self._names_of(events)
         only = next(iter(names)) if names is not None and len(names) == 1 else None
 
-        async def fetch(cursor: str | None, before: int | None) -> Page:
+        async def fetch(cursor: str | None, before: int | None) -> Page[Any]:
             return await self.page(only, cursor=cursor, before=before, limit=page_size)
 
         timeline = Timeline(
@@ -533,12 +566,6 @@ class Room:
         most = self._client._session.limits.get("page_events")
         return min(wanted, most if isinstance(most, int) else _PAGE_EVENTS)
 
-    def _check_size(self, size: int) -> None:
-        # A frame over the server's limit is not answered but closes the connection.
-        most = self._client._session.limits.get("frame_bytes")
-        if isinstance(most, int) and size + _FRAME_HEADROOM_BYTES > most:
-            raise MessageTooLarge(f"the event has {size} bytes; the server takes frames of at most {most}")
-
     def _name(self, event: str | EventType[Any]) -> str:
         if isinstance(event, EventType):
             self._types[event.name] = event
@@ -561,7 +588,7 @@ class Room:
     def _event(self, wire: WireEvent, epoch: str | None) -> Event[Any]:
         return Event.from_wire(wire, epoch=epoch, event_type=self._types.get(wire.event))
 
-    async def _page(self, fields: dict[str, Any]) -> Page:
+    async def _page(self, fields: dict[str, Any]) -> Page[Any]:
         command = {"type": "history", "room": self.room_id, **fields}
         answer = await self._request(lambda session: session.read(command))
         epoch = answer.get("epoch")
@@ -661,12 +688,3 @@ class Room:
 
     def __repr__(self) -> str:
         return f"<Room {self.room_id!r}{'' if self.is_joined else ' (not joined)'}>"
-
-
-def _ack(answer: dict[str, Any]) -> Ack:
-    return Ack(
-        seq=answer.get("seq"),
-        id=answer.get("id"),
-        timestamp=answer.get("timestamp") or 0,
-        is_duplicate=bool(answer.get("duplicate")),
-    )

@@ -26,7 +26,7 @@ class Fetch(Protocol):
 
     def __call__(
         self, name: str | None, *, after: int | None = None, cursor: str | None = None, limit: int
-    ) -> Awaitable[Page]: ...
+    ) -> Awaitable[Page[Any]]: ...
 
 
 class _Source:
@@ -282,7 +282,7 @@ class Stream(Generic[T]):
 
     async def _page(
         self, name: str | None, *, limit: int, after: int | None = None, cursor: str | None = None
-    ) -> Page | None:
+    ) -> Page[Any] | None:
         """Return a page; None if there is none for the moment, or none any more."""
         try:
             return await self._fetch(name, after=after, cursor=cursor, limit=limit)

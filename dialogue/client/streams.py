@@ -101,7 +101,7 @@ class Streams:
         after: int | None = None,
         cursor: str | None = None,
         limit: int,
-    ) -> Page:
+    ) -> Page[Any]:
         optional = {"event": name, "after": after, "cursor": cursor}
         fields = {field: value for field, value in optional.items() if value is not None}
         return await self._room._page({**fields, "epoch": epoch, "limit": limit})
