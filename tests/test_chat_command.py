@@ -25,7 +25,6 @@ from .client.test_against_server import serving
 from .processes import SECONDS
 from .test_tail_command import process, read_lines
 
-
 soon = partial(until, within_seconds=SECONDS)
 
 
@@ -176,9 +175,9 @@ async def terminal(*arguments: str) -> AsyncIterator[tuple[Screen, asyncio.subpr
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     screen = Screen(master)
     try:
-        async with process(
-            *arguments, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
-        ) as command:
+        # Its controlling terminal, so that Ctrl-C is a signal while it is no key.
+        own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+        async with process(*arguments, stdin=slave, stdout=slave, stderr=slave, **own) as command:
             os.close(slave)
             yield screen, command
     finally:
@@ -215,6 +214,10 @@ async def test_in_a_terminal(ending: str) -> None:
             (handle,) = dialogue.clients_of("ann")
             handle.disconnect()
             await soon(lambda: "The connection is lost" in screen.text and "Connected again" in screen.text)
-            screen.press(ending)
-            assert await chat.wait() == 0
+            ended = asyncio.create_task(chat.wait())
+            while not ended.done():
+                # While a line is printed keys are the terminal's own, which may take one.
+                screen.press(ending)
+                await asyncio.wait([ended], timeout=2)
+            assert await ended == 0
             assert "Traceback" not in screen.text
