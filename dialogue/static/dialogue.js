@@ -1545,8 +1545,11 @@ class Timeline {
     if (!this.#isStarted) return this.loadOlder();
     if (!this.#hasNewer) return this.#jobs.get("rejoin")?.promise ?? Promise.resolve();
     return this.#load("newest", {
-      query: () => (this.#hasNewer ? {} : null),
-      take: (page) => this.#takeNewest(page),
+      query: () => {
+        if (this.#hasNewer) return {};
+        return this.#recorded.length === 0 && this.#hasOlder ? this.#older : null;
+      },
+      take: (page) => (this.#hasNewer ? this.#takeNewest(page) : this.#takeOlder(page)),
     });
   }
 
@@ -1923,7 +1926,7 @@ class Timeline {
     this.#recorded = this.#fresh(page.events, held);
     this.#setOlder(page);
     this.#joinLiveEnd();
-    return true;
+    return this.#recorded.length > 0;
   }
 
   /** The page ends with the newest event as of its reading; what came since is in `#tail`. */
@@ -2120,14 +2123,14 @@ class Timeline {
       this.#sinceMark = 0;
     } else if (!this.#canMark || at.seq === null) return;
     let isAsked = false;
-    this.#canMark = at === null;
+    this.#canMark = at === null; // one that cannot be found is not asked for at once again
     this.#start("mark", {
       query: () => (isAsked ? null : { limit: 1, ...(at && { before: at.seq + 1 }) }),
       take: ({ events: [event], next }) => {
         isAsked = true;
         if (!event || event.seq === null) return true;
         const query = next === null ? { before: event.seq } : { cursor: next };
-        this.#canMark = this.#placeMark({ seq: event.seq, query });
+        if (this.#placeMark({ seq: event.seq, query })) this.#canMark = true;
         return true;
       },
       end: () => this.#trimOldest(),
@@ -2141,7 +2144,9 @@ class Timeline {
     const above = this.#recorded[at]?.seq ?? Infinity;
     const isMissed = ({ fromSeq, throughSeq }) => throughSeq >= mark.seq && fromSeq < above;
     this.#nextMark = null;
-    if (above > mark.seq && (this.#hasNewer || this.#holes.some(isMissed))) return false;
+    // Nothing that is shown may lie between the two: dropped meanwhile, missed, or not held yet.
+    const isDropped = at === 0 || (at === this.#recorded.length && this.#hasNewer);
+    if (above > mark.seq && (isDropped || this.#holes.some(isMissed))) return false;
     if (at === this.#recorded.length) this.#nextMark = mark;
     else this.#marks.set(this.#recorded[at].uid, mark.query);
     return at < this.#recorded.length;

@@ -520,3 +520,173 @@ for (const setUp of SET_UPS) {
     for (let seed = FIRST_SEED; seed < FIRST_SEED + SEEDS; seed += 1) await run(seed, setUp);
   });
 }
+
+const messages = (world, count) => {
+  for (let one = 0; one < count; one += 1) world.append("message", { number: world.log.length });
+};
+const seqs = (timeline) => timeline.getSnapshot().entries.map((entry) => entry.seq);
+const range = (from, through) => Array.from({ length: through - from + 1 }, (_, index) => from + index);
+
+async function one(options, use) {
+  const setUp = await start({}, options);
+  try {
+    await setUp.world.quiet();
+    await use(setUp);
+  } finally {
+    setUp.timeline.close();
+    setUp.client.disconnect();
+  }
+}
+
+test("a reader who follows keeps the newest, and what was dropped comes again as it was", () =>
+  one({ maxEntries: 16 }, async ({ world, timeline }) => {
+    const uids = new Map();
+    for (let number = 0; number < 100; number += 1) {
+      messages(world, 1);
+      await world.quiet();
+      for (const { seq, uid } of timeline.getSnapshot().entries) {
+        assert.equal(uids.get(seq) ?? uid, uid);
+        uids.set(seq, uid);
+      }
+      assert.ok(timeline.getSnapshot().entries.length <= 16);
+    }
+    assert.equal(timeline.getSnapshot().hasOlder, true);
+    while (timeline.getSnapshot().hasOlder) {
+      timeline.loadOlder();
+      await world.quiet();
+      for (const { seq, uid } of timeline.getSnapshot().entries) assert.equal(uids.get(seq), uid);
+    }
+    assert.deepEqual(seqs(timeline), range(1, 16));
+    assert.equal(timeline.getSnapshot().hasNewer, true);
+    timeline.loadNewest();
+    assert.deepEqual(seqs(timeline), range(1, 16), "held until the newest page is here");
+    await world.quiet();
+    assert.deepEqual(seqs(timeline), range(97, 100));
+    assert.equal(timeline.getSnapshot().hasNewer, false);
+  }));
+
+test("a reader who does not follow keeps what is being read", () =>
+  one({ maxEntries: 8 }, async ({ world, timeline }) => {
+    timeline.setFollowing(false);
+    messages(world, 8);
+    await world.quiet();
+    const before = timeline.getSnapshot();
+    assert.deepEqual([seqs(timeline), before.hasNewer], [range(1, 8), false]);
+    messages(world, 30);
+    await world.quiet();
+    const after = timeline.getSnapshot();
+    assert.deepEqual([seqs(timeline), after.hasNewer], [range(1, 8), true]);
+    after.entries.forEach((entry, at) => assert.equal(entry, before.entries[at]));
+    // Long absences change nothing of it either.
+    world.connection.isIn = false;
+    messages(world, 30);
+    await world.lose();
+    await world.quiet();
+    assert.deepEqual([seqs(timeline), timeline.getSnapshot().gaps], [range(1, 8), []]);
+  }));
+
+test("live events that come with the last newer page are shown once", () =>
+  one({ maxEntries: 8 }, async ({ world, timeline }) => {
+    timeline.setFollowing(false);
+    messages(world, 11);
+    await world.quiet();
+    timeline.loadNewer();
+    await turns();
+    messages(world, 2); // before it is read: 12 is in the page, 12 and 13 come live
+    await world.deliver();
+    world.read(world.reads[0]);
+    messages(world, 2); // after it
+    await world.deliver();
+    await world.quiet();
+    await walk(world, timeline, { next: "loadNewer", has: "hasNewer" }, () => {});
+    assert.deepEqual(seqs(timeline).slice(-6), range(10, 15));
+  }));
+
+test("two long absences leave two holes, each filled from its older side", () =>
+  one({ maxEntries: 100 }, async ({ world, timeline }) => {
+    messages(world, 3);
+    await world.quiet();
+    for (let absence = 0; absence < 2; absence += 1) {
+      world.connection.isIn = false;
+      messages(world, 12);
+      world.edit(1, { edited: absence });
+      await world.lose();
+      await world.quiet();
+    }
+    const { gaps, entries } = timeline.getSnapshot();
+    assert.deepEqual(entries[0].data, { edited: 1 }, "what is held is read again");
+    assert.deepEqual(gaps, [
+      { fromSeq: 4, throughSeq: 11, reason: "missed", afterUid: "e1:3" },
+      { fromSeq: 17, throughSeq: 24, reason: "missed", afterUid: "e1:15" },
+    ]);
+    timeline.fill(gaps[1]);
+    await world.quiet();
+    assert.deepEqual(timeline.getSnapshot().gaps[1], { ...gaps[1], fromSeq: 21, afterUid: "e1:20" });
+    timeline.fill(gaps[1]); // of an earlier snapshot: what is left of it
+    await world.quiet();
+    assert.deepEqual(timeline.getSnapshot().gaps, [gaps[0]]);
+    await fillAll(world, timeline, () => {});
+    assert.deepEqual(seqs(timeline), [...range(1, 15), ...range(17, 28)]); // 16 and 29 are the edits
+  }));
+
+test("what is sent keeps its uid, whatever becomes of it", () =>
+  one({ maxEntries: 8 }, async ({ world, timeline }) => {
+    const uid = timeline.send({ text: "mine" });
+    messages(world, 1);
+    await world.deliver(1);
+    assert.deepEqual(timeline.getSnapshot().entries.at(-1).uid, uid);
+    await world.quiet();
+    const mine = timeline.getSnapshot().entries.find((entry) => entry.uid === uid);
+    assert.deepEqual([mine.status, mine.data], ["recorded", { text: "mine" }]);
+
+    const take = world.take;
+    world.take = (connection, { ref }) =>
+      connection.outbox.push({ type: "error", ref, code: "BLOCKED", message: "no" });
+    const refused = timeline.send({ text: "again" });
+    await world.quiet();
+    assert.deepEqual(timeline.getSnapshot().entries.at(-1).status, "failed");
+    assert.equal(timeline.getSnapshot().entries.at(-1).error.code, "BLOCKED");
+    world.take = take;
+    messages(world, 1);
+    await world.quiet();
+    assert.equal(timeline.getSnapshot().entries.at(-1).uid, refused, "it stays at the end");
+    timeline.retry(refused);
+    assert.equal(timeline.getSnapshot().entries.at(-1).error, undefined);
+    await world.quiet();
+    const again = timeline.getSnapshot().entries.at(-1);
+    assert.deepEqual([again.uid, again.status, again.seq], [refused, "recorded", 4]);
+  }));
+
+test("a page that fails is told of, and asked for again by the same call", () =>
+  one({ maxEntries: 16 }, async ({ world, timeline }) => {
+    messages(world, 10);
+    world.connection.outbox = [];
+    timeline._reset(null);
+    const loading = timeline.loadOlder();
+    await turns();
+    world.refuse(world.reads[0]);
+    await world.deliver();
+    await loading;
+    assert.equal(timeline.getSnapshot().error.code, "STORE_UNAVAILABLE");
+    timeline.loadOlder();
+    assert.equal(timeline.getSnapshot().error, null);
+    await turns();
+    world.answer(world.reads[0], { isUnavailable: true });
+    await world.deliver();
+    const { gaps, hasOlder } = timeline.getSnapshot();
+    assert.deepEqual([seqs(timeline), hasOlder], [[9, 10], true]);
+    assert.deepEqual(gaps, [{ fromSeq: 1, throughSeq: 8, reason: "tier_unavailable", afterUid: null }]);
+    timeline.fill(gaps[0]);
+    await world.quiet();
+    assert.deepEqual([seqs(timeline), timeline.getSnapshot().gaps], [range(5, 10), []]);
+  }));
+
+test("one live event costs the same with many entries", () =>
+  one({ maxEntries: 100_000, pageSize: 50 }, async ({ world, timeline }) => {
+    let calls = 0;
+    timeline.subscribe(() => (calls += 1));
+    messages(world, 20_000);
+    await world.deliver();
+    assert.equal(timeline.getSnapshot().entries.length, 20_000);
+    assert.equal(calls, 1, "one frame, one microtask, one call");
+  }));
