@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ MESSAGES, RESUME, TIMELINE = load("messages.json"), load("resume.json"), load("t
 READ = {"messages.json", "resume.json", "timeline.json"}
 
 
-def named(items: list[dict[str, Any]]) -> Any:
+def named(items: list[dict[str, Any]]) -> pytest.MarkDecorator:
+    """Run a test with each of these."""
     return pytest.mark.parametrize("vector", items, ids=[item["name"] for item in items])
 
 
@@ -70,6 +72,9 @@ class Scripted:
             connection.send({"ref": command["ref"], **self.answers.pop(0)})
         return True
 
+    def has_new(self, count: int) -> bool:
+        return len(self.commands) > count
+
     def say(self, *messages: Message) -> None:
         for message in messages:
             self.server.connections[-1].send(message)
@@ -80,9 +85,11 @@ class Scripted:
 
 @pytest.fixture
 async def scripted() -> AsyncIterator[Scripted]:
-    async with FakeSocketServer().running() as server:
-        async with DialogueClient(server.url, auth={"user_id": "ann"}, timing=QUICK) as client:
-            yield Scripted(server, client, await client.join(ROOM))
+    async with (
+        FakeSocketServer().running() as server,
+        DialogueClient(server.url, auth={"user_id": "ann"}, timing=QUICK) as client,
+    ):
+        yield Scripted(server, client, await client.join(ROOM))
 
 
 def as_vector(event: Event[Any]) -> dict[str, Any]:
@@ -189,8 +196,7 @@ async def test_commands(scripted: Scripted) -> None:
     scripted.room.epoch = "e1"
     for vector in MESSAGES["commands"]:
         waiting = asyncio.create_task(call(scripted, vector["call"], vector["args"]))
-        count = len(scripted.commands)
-        await until(lambda count=count: len(scripted.commands) > count)  # type: ignore[misc]
+        await until(partial(scripted.has_new, len(scripted.commands)))
         command = dict(scripted.commands[-1])
         assert isinstance(command.pop("ref"), int)
         assert command == vector["command"]
@@ -331,7 +337,7 @@ async def test_timelines(scripted: Scripted, vector: dict[str, Any]) -> None:
     for step in vector["steps"]:
         match step:
             case {"asks": command}:
-                await until(lambda: len(scripted.commands) > asked)
+                await until(partial(scripted.has_new, asked))
                 asked += 1
                 sent = dict(scripted.commands[-1])
                 del sent["ref"]

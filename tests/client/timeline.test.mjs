@@ -681,7 +681,7 @@ test("a page that fails is told of, and asked for again by the same call", () =>
     assert.deepEqual([seqs(timeline), timeline.getSnapshot().gaps], [range(5, 10), []]);
   }));
 
-test("one live event costs the same with many entries", () =>
+test("many live events at once are one change, however many are held", () =>
   one({ maxEntries: 100_000, pageSize: 50 }, async ({ world, timeline }) => {
     let calls = 0;
     timeline.subscribe(() => (calls += 1));
