@@ -377,7 +377,7 @@ export interface Timeline<Data = any, Name extends string = string> {
   loadOlder(): Promise<void>;
   /** The same towards newer entries that were dropped, until the list has joined the live end. */
   loadNewer(): Promise<void>;
-  /** Begins again with the newest page, for a "jump to the newest"; at the live end there is nothing to do. */
+  /** Begins again with the newest page, for a "jump to the newest"; at the live end, if there is no gap, there is nothing to do. */
   loadNewest(): Promise<void>;
   /** Loads a page into a hole with the reason "missed", or tries a "tier_unavailable" one again. */
   fill(gap: TimelineGap): Promise<void>;

@@ -1538,12 +1538,18 @@ class Timeline {
   }
 
   /**
-   * Begins again with the newest page; what is held stays until it is here. At the live end there
-   * is nothing to do.
+   * Begins again with the newest page; what is held stays until it is here. At the live end, if
+   * there is no hole, there is nothing to do.
    */
   loadNewest() {
     if (!this.#isStarted) return this.loadOlder();
-    if (!this.#hasNewer) return this.#jobs.get("rejoin")?.promise ?? Promise.resolve();
+    if (!this.#hasNewer) {
+      const rejoining = this.#jobs.get("rejoin");
+      if (rejoining) return rejoining.promise;
+      // What no seq leads to is found again from above only.
+      if (this.#closed || this.#holes.every((hole) => hole.afterUid === null)) return Promise.resolve();
+      this.#leaveLiveEnd();
+    }
     return this.#load("newest", {
       query: () => {
         if (this.#hasNewer) return {};
