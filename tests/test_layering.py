@@ -33,7 +33,9 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "core": (BASE | {"dialogue.core"}, {"pydantic", "msgspec"}),
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),
     "server": (
-        BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.logs"},
+        BASE
+        | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.logs"}
+        | {"dialogue.generating.asyncapi"},
         {"fastapi", "msgspec", "prometheus_client", "pydantic", "starlette", "uvicorn"},
     ),
     "testing": (
@@ -42,7 +44,23 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"msgspec", "pytest", "pytest_asyncio", "hypothesis", "starlette"},
     ),
     "overriding": (BASE | {"dialogue.storage"}, set()),
-    "commands": (BASE | {"dialogue.app", "dialogue.commands", "dialogue.storage"}, {"rich", "typer"}),
+    "generating": (
+        BASE
+        | {"dialogue.generating", "dialogue.protocol", "dialogue.server.http_models", "dialogue.__version__"},
+        {"msgspec", "pydantic"},
+    ),
+    "commands": (
+        BASE
+        | {
+            "dialogue.app",
+            "dialogue.commands",
+            "dialogue.generating",
+            "dialogue.server.static",
+            "dialogue.storage",
+        }
+        | {"dialogue.__version__"},
+        {"rich", "typer"},
+    ),
     "client": (BASE | {"dialogue.client", "dialogue.protocol"}, {"msgspec", "websockets", "pydantic"}),
 }
 
