@@ -195,7 +195,7 @@ export interface DialogueClient<Events extends EventMap = EventMap, Sent extends
   /** Joins, or returns the room joined already; each join needs a `leave()` of its own. */
   join<In extends EventMap = Events, SentIn extends EventMap = Pick<Sent, keyof Sent & keyof In>>(
     roomId: string,
-    options?: JoinOptions<In>,
+    options?: JoinOptions<Events>,
   ): Promise<Room<In, SentIn>>;
   getRoom(roomId: string): Room<Events, Sent> | undefined;
   listRooms(): Promise<RoomInfo[]>;
