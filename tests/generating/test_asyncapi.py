@@ -130,7 +130,7 @@ def test_rooms_are_channels() -> None:
 
 def test_every_command_is_described() -> None:
     """Nothing of the protocol is left out; a trigger is one message for each event."""
-    commands = {*COMMANDS_OF_CONNECTION, *COMMANDS_OF_ROOM, protocol.Trigger}
+    commands: set[type[protocol.Command]] = {*COMMANDS_OF_CONNECTION, *COMMANDS_OF_ROOM, protocol.Trigger}
     assert commands == set(protocol.Command.__subclasses__())
     for command in commands - {protocol.Trigger}:
         payload = DOCUMENTS["chat"]["components"]["messages"][f"{tag_of(command)}.command"]["payload"]
@@ -218,8 +218,8 @@ async def test_the_wire_is_as_described() -> None:
         await dialogue.update_room("club", name="The club")
         await ask(ann, "delete_room", room="club")
         await ask(bob, "leave", room="general")
-        for client in dialogue.clients():
-            client.send("hello", {"x": 1})
+        for connected in dialogue.clients():
+            connected.send("hello", {"x": 1})
         await bob.send("nonsense")
         for client in (ann, bob):
             await client.until(lambda client=client: any(one["type"] == "message" for one in client.messages))  # type: ignore[misc]
