@@ -37,16 +37,28 @@ async function until(condition) {
   while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 2));
 }
 
-/** A client that counts the joins that succeeded, and the leaves. */
+/** A client that counts the joins that succeeded, the leaves, and the timelines that are open. */
 async function connect(userId) {
   const client = createDialogueClient({ url: URL, auth: { user_id: userId }, WebSocket });
   const { join } = client;
-  client.joins = client.leaves = 0;
+  client.joins = client.leaves = client.open = 0;
   client.join = async (...wanted) => {
     const room = await join.apply(client, wanted);
     client.joins += 1;
     if (!Object.hasOwn(room, "leave")) {
-      const { leave } = room;
+      const { leave, timeline } = room;
+      room.timeline = (...wanted) => {
+        const opened = timeline.apply(room, wanted);
+        const { close } = opened;
+        let isOpen = true;
+        client.open += 1;
+        opened.close = () => {
+          if (isOpen) client.open -= 1;
+          isOpen = false;
+          close.call(opened);
+        };
+        return opened;
+      };
       room.leave = () => {
         client.leaves += 1;
         return leave.call(room);
@@ -140,6 +152,7 @@ const frameworks = {
 
 async function isGone(client, roomId) {
   await until(() => client.joins === client.leaves);
+  assert.equal(client.open, 0);
   await until(() => client.getRoom(roomId) === undefined);
   await until(async () => (await size(roomId)) === 0);
 }
@@ -153,6 +166,7 @@ for (const [name, { show, chat, joinsPerMount }] of Object.entries(frameworks)) 
     assert.equal(view.last().timeline, null);
     await until(() => view.last().snapshot.entries.length === 20);
     await until(() => client.joins === joinsPerMount && client.leaves === joinsPerMount - 1);
+    assert.equal(client.open, 1);
     assert.equal(await size("general"), 1);
 
     const { seq } = await publish("general", "message", { text: "live", username: "Bob" });
@@ -190,6 +204,7 @@ for (const [name, { show, chat, joinsPerMount }] of Object.entries(frameworks)) 
       assert.ok(room === null || room.id === roomId);
     }
     await until(() => client.joins - client.leaves === 1 && client.getRoom("general") === undefined);
+    assert.equal(client.open, 1);
     await until(async () => (await size("general")) === 0);
     assert.equal(await size("other"), 1);
     view.unmount();
