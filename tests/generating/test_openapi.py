@@ -35,11 +35,12 @@ def test_it_is_valid(document: dict[str, Any]) -> None:
 def test_it_names_every_documented_route(document: dict[str, Any]) -> None:
     """And the protocol's page names every route that is in it."""
     rows = read(DOCS / "reference" / "protocol.md").rows("Route")
-    documented = set()
-    for row in rows:
-        found = re.match(r"`([A-Z]+) (/[^`?]*)", row[0])
-        assert found is not None, row[0]
-        documented.add((found[1].lower(), "/chat" + found[2]))
+    documented = {
+        (method.lower(), f"/chat{path}")
+        for row in rows
+        for method, path in re.findall(r"`([A-Z]+) (/[^`?]*)", row[0])
+    }
+    assert documented
     named = {(method, path) for path, operations in document["paths"].items() for method in operations}
     assert named == documented
 
