@@ -2,17 +2,86 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
-import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("dialogue_js.test.mjs")
+from dialogue import Dialogue, History, Identity, Limits, RoomConfig, Unauthenticated, define_event
+from tests.server.harness import serve
+
+pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
+
+HERE = Path(__file__).parent
+
+message = define_event("message", history=History(limit=1000))
+note = define_event("note", history=History(limit=10))
+typing = define_event("typing")
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
-def test_the_browser_client_under_node() -> None:
-    """Everything in ``dialogue_js.test.mjs`` holds."""
-    done = subprocess.run(["node", "--test", str(SCRIPT)], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout + done.stderr
+def make_dialogue() -> Dialogue:
+    events = [message, note, typing]
+    return Dialogue(
+        rooms={
+            "general": RoomConfig(events=events),
+            "lobby": RoomConfig(events=events),
+            "inbox": RoomConfig(events=events),
+            "quiet": RoomConfig(events=events, presence=False),
+            "room-{number}": RoomConfig(events=events),
+        },
+        client_rooms=RoomConfig(events=events, max_size=5),
+        limits=Limits(presence_seconds=0.01, unread_seconds=0.01, ping_seconds=0.5, replay_events=50),
+    )
+
+
+def make_guarded() -> Dialogue:
+    """Who has the token ``ann`` is ann for good, who has ``ann soon gone`` for a moment."""
+    dialogue = Dialogue(rooms={"general": RoomConfig(events=[message])})
+    ends: dict[str, float] = {}
+
+    @dialogue.authenticate
+    def authenticate(request: object, auth: dict[str, Any]) -> Identity:
+        name, *soon = str(auth.get("token")).split(" ", 1)
+        expires_at = ends.setdefault(name, time.time() + 1) if soon else None
+        if name != "ann" or (expires_at is not None and expires_at <= time.time()):
+            raise Unauthenticated("log in again")
+        return Identity(name, expires_at=expires_at)
+
+    return dialogue
+
+
+async def run(script: str, **variables: str) -> None:
+    """Run one script's tests, all of which hold."""
+    node = await asyncio.create_subprocess_exec(
+        "node",
+        "--test",
+        "--test-timeout=60000",  # a test that hangs says which one it is, and ends
+        str(HERE / f"{script}.test.mjs"),
+        env=os.environ | variables,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await node.communicate()
+    finally:
+        if node.returncode is None:
+            node.kill()
+            await node.wait()
+    assert node.returncode == 0, output.decode()
+
+
+@pytest.mark.parametrize("script", ["websocket", "dialogue_js"])
+async def test_under_node(script: str) -> None:
+    """Everything in the script holds."""
+    await run(script)
+
+
+@pytest.mark.parametrize("script", ["rooms", "sse"])
+async def test_under_node_against_a_server(script: str) -> None:
+    """Everything in the script holds against a real server."""
+    async with serve(make_dialogue()) as address, serve(make_guarded()) as guarded:
+        await run(script, DIALOGUE_URL=f"http://{address}", DIALOGUE_GUARDED_URL=f"http://{guarded}")
