@@ -188,7 +188,7 @@ class Timing:
         backoff_limit_seconds: No delay is drawn from more.
         greeting_seconds: How long the server may take to answer ``connect``.
         stable_seconds: A connection that stood this long starts the backoff anew; one that did not goes on
-            with it, so that a server which takes connections only to close them is not hammered.
+            with its fourth delay at most, so that a server which takes connections only to close them is not hammered.
         too_fast_seconds: How long the client stays away at least when the server has closed with 4009.
         trigger_attempts: How many answers of unknown outcome a trigger gets before it fails with the last one.
     """
@@ -209,3 +209,8 @@ def is_for_the_moment(error: CommandError) -> bool:
 def is_too_fast(error: CommandError) -> bool:
     """Whether the command was not looked at, for there are too many; it counts as an error of this client."""
     return error.code in ("RATE_LIMITED", "BACKPRESSURE")
+
+
+READ_PAUSE_SECONDS = 1.0
+"""How long a reader of many pages waits at least once the server found it too fast: each such answer counts as an
+error of the client, and one that asked again at once would be answered so until it is closed with 4009."""
