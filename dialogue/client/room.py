@@ -457,23 +457,24 @@ class Room:
         be read to its end in a handler of the same client: that would hold up all the others.
 
         Args:
-            events: One event, or several; None for all that the subscription has, changes (``$edit``, ``$delete``)
-                included. With names, changes are yielded only if they are named, too. Events that were changed
-                before they are read come as they are by then.
+            events: One event, or several; None or ``"*"`` for all that the subscription has, changes (``$edit``,
+                ``$delete``) included. With names, changes are yielded only if they are named, too. Events that were
+                changed before they are read come as they are by then.
             after: The seq to begin above (exclusive); 0 for the beginning of the room, None for what comes after what
                 the join has brought and handlers were called with.
             epoch: The life of the log that *after* is of (`Event.epoch`), if it was kept along with it.
             follow: Whether to go on with live events; otherwise it ends with the newest one.
             page_size: Events that are read at a time, of each name; the server may send fewer.
             max_buffered_events: Live events that may wait to be read; past that they are read again by pages.
-            on_gap: Called with each part that is gone for good, before the stream goes on behind it; without it that
-                is raised.
+            on_gap: Called (it may be a coroutine function) with each part that is gone for good, before the stream goes
+                on behind it; without it that is raised.
 
         Raises:
             NotJoined: The room is not joined.
             StreamBroken: *epoch* is not that of the room, or the subscription does not have all of *events*. What
                 comes later is raised by the iterator: see `Stream.__anext__`.
-            ValueError: A number is too small, there is an *epoch* without *after*, or an event type is not recorded.
+            ValueError: A number is too small, *events* are none, there is an *epoch* without *after*, or an event type
+                is not recorded.
         """
         return self._streams.open(
             self._names_of(events),
@@ -536,7 +537,6 @@ class Room:
         await self._request(
             lambda session: session.subscribe(self.room_id, self._names(events), is_adding=False)
         )
-        self._streams.narrow()
 
     async def leave(self) -> None:
         """Leave the room: no handler is called with an event of it any more, and timelines are closed.
@@ -589,26 +589,16 @@ class Room:
     ) -> frozenset[str] | None:
         if events is None:
             return None
-        return frozenset(
-            self._name(event) for event in ([events] if isinstance(events, str | EventType) else events)
-        )
+        items = [events] if isinstance(events, str | EventType) else events
+        names = frozenset(map(self._name, items))
+        return None if _ANY in names else names
 
     def _event(self, wire: WireEvent, epoch: str | None) -> Event[Any]:
         return Event.from_wire(wire, epoch=epoch, event_type=self._types.get(wire.event))
 
     async def _page(self, fields: dict[str, Any]) -> Page[Any]:
         command = {"type": "history", "room": self.room_id, **fields}
-        answer = await self._request(lambda session: session.read(command))
-        epoch = answer.get("epoch")
-        gap = answer.get("gap")
-        return Page(
-            events=[self._event(wire, epoch) for wire in msgspec.convert(answer["events"], list[WireEvent])],
-            has_more=bool(answer.get("has_more")),
-            next=answer.get("next"),
-            previous=answer.get("previous"),
-            gap=None if not gap else Gap(gap.get("from_seq"), gap.get("through_seq"), str(gap.get("reason"))),
-            epoch=epoch,
-        )
+        return Page.from_wire(await self._request(lambda session: session.read(command)), self._event)
 
     def _take_join(self, answer: dict[str, Any]) -> None:
         self.is_joined = True

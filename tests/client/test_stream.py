@@ -20,6 +20,7 @@ from dialogue.errors import (
     StoreUnavailable,
     StreamBroken,
 )
+from dialogue.events import Event
 from dialogue.testing import FaultyStore, connect, link
 
 from .fake import FakeSocketServer, until
@@ -270,6 +271,13 @@ async def test_what_was_removed_is_told() -> None:
         assert await taken(both, 7) == [4, 5, 6, 7, 8, 10, 11]
         assert gaps == [Gap(1, 9, "retention"), Gap(1, 3, "retention")]
 
+        async def keep(gap: Gap) -> None:
+            await asyncio.sleep(0)
+            gaps.append(gap)
+
+        assert await taken(room.stream(message, after=0, on_gap=keep), 2) == [4, 5]
+        assert gaps[2:] == [Gap(1, 3, "retention")]
+
 
 async def test_rows_without_a_seq_cannot_be_followed() -> None:
     """An archive that keeps none is no past to follow; what has a seq is."""
@@ -312,11 +320,11 @@ async def test_another_log_is_told() -> None:
             assert (await reading).seq == 1
             assert (await anext(behind)).seq == 1
         async with serving(make_dialogue(MemoryStore()), port):
-            for stream, after in ((live, 2), (behind, 1)):
+            for stream in (live, behind):
                 with pytest.raises(StreamBroken) as raised:
                     await taken(stream, 2)
                 assert (raised.value.reason, raised.value.resume_after) == ("epoch", None)
-                assert raised.value.after == after
+                assert raised.value.after == stream.cursor == 2
             await until(lambda: room.epoch != epoch)
             with pytest.raises(StreamBroken):
                 room.stream(after=1, epoch=epoch)
@@ -423,6 +431,70 @@ async def test_nothing_is_left_behind(store: str) -> None:
         assert asyncio.all_tasks() - {reading} == tasks
 
 
+async def test_a_task_that_nobody_holds_goes_on(store: str) -> None:
+    """While it waits for the next event the garbage collector leaves it and its stream alone."""
+    dialogue = make_dialogue(store)
+    async with connect(dialogue, user_id="ann") as ann:
+        room = await ann.join("general")
+        heard: list[Event[Any]] = []
+
+        async def read(room: Room) -> None:
+            async for event in room.stream():
+                heard.append(event)
+                assert event.seq == len(heard)
+
+        asyncio.get_running_loop().create_task(read(room))
+        await until(lambda: room._streams._waiting)
+        for n in range(3):
+            gc.collect()
+            await publish(room, 1)
+            await until(lambda n=n: len(heard) == n + 1)
+        await room.leave()
+        await until(lambda: not room._streams._waiting)
+        gc.collect()
+        assert len(room._streams) == 0
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_what_comes_after_its_end_is_no_part_of_it(store: str, is_cancelled: bool) -> None:
+    """Subscribed again it would go on behind a hole; its error tells of the place where it has really ended."""
+    dialogue = make_dialogue(store)
+    async with connect(dialogue, user_id="ann") as ann:
+        room = await ann.join("general")
+        stream = room.stream(message)
+        await publish(room, 2)
+        unsubscribing = asyncio.create_task(room.unsubscribe(message))
+        if is_cancelled:
+            await asyncio.sleep(0)  # it is sent now
+            unsubscribing.cancel()
+        await asyncio.wait([unsubscribing])
+        await publish(room, 2, alert)
+        assert room.subscriptions == ["alert", "typing"]
+        await room.subscribe(message)
+        await publish(room, 2)
+        assert await taken(stream, 2) == [1, 2]
+        for _ in range(2):
+            with pytest.raises(StreamBroken) as raised:
+                await anext(stream)
+            assert (raised.value.reason, raised.value.after, raised.value.resume_after) == (
+                "unsubscribed",
+                2,
+                2,
+            )
+        assert await taken(room.stream(message, after=2), 2) == [5, 6]
+
+
+async def test_a_subscription_that_is_narrowed_for_a_moment_ends_it(store: str) -> None:
+    """Also where both answers come in one frame."""
+    dialogue = make_dialogue(store)
+    async with connect(dialogue, user_id="ann") as ann:
+        room = await ann.join("general")
+        stream = room.stream(message)
+        await asyncio.gather(room.unsubscribe(message), room.subscribe(message))
+        with pytest.raises(StreamBroken, match="subscription"):
+            await anext(stream)
+
+
 async def test_it_needs_the_subscription(store: str) -> None:
     """Refused where live events would be missing, and ended when they would be from now on."""
     dialogue = make_dialogue(store)
@@ -458,7 +530,10 @@ async def test_mistakes_are_told(store: str) -> None:
                 room.stream(**options)
         with pytest.raises(ValueError, match="not recorded"):
             room.stream(typing)
+        with pytest.raises(ValueError, match="no events are named"):
+            room.stream([])
         await publish(room, 1)
+        assert await taken(room.stream("*", after=0), 1) == [1]
         stream = room.stream("nonsense", after=0)
         for _ in range(2):
             with pytest.raises(EventNotAllowed):
