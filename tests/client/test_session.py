@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from functools import partial
 from typing import Any
 
 import pytest
@@ -497,11 +498,12 @@ def test_a_cancelled_leave_is_a_leave(link: Link) -> None:
 @pytest.mark.parametrize("bad", ["\udcff", b"\xff".decode(errors="surrogateescape"), object()])
 def test_what_cannot_be_sent_is_not_kept(joined: Link, bad: Any) -> None:
     """It would end each connection to come: told at once, and nothing waits for it."""
+    session = joined.session
     for make in (
-        lambda: joined.session.join(bad),
-        lambda: joined.session.subscribe(ROOM, [bad]),
-        lambda: joined.session.trigger(ROOM, bad, "x", key="k"),
-        lambda: joined.session.read({"type": "history", "room": ROOM, "event": bad}),
+        partial(session.join, bad),
+        partial(session.subscribe, ROOM, [bad]),
+        partial(session.trigger, ROOM, bad, "x", key="k"),
+        partial(session.read, {"type": "history", "room": ROOM, "event": bad}),
     ):
         with pytest.raises((TypeError, ValueError)):
             make()
