@@ -16,7 +16,7 @@ from dialogue.events import Ack, Event, WireEvent
 
 from .effects import READ_PAUSE_SECONDS
 from .encoding import ack_of, check_size, encode_data, new_key
-from .handlers import Calls, Handler, Handlers, Unsubscribe
+from .handlers import Calls, Handlers, Unsubscribe
 from .pages import Gap, Page, Presence, PresenceChange
 from .stream import Stream
 from .streams import Streams
@@ -59,10 +59,9 @@ class Room:
         self._events = Handlers()
         self._notices = Handlers()
         self._types: dict[str, EventType[Any]] = {}
-        self._timelines: list[Timeline] = []
-        self._changed_timelines: dict[Timeline, None] = {}
+        self._timelines: list[Timeline[Any]] = []
         self._typings: dict[Typing, str] = {}
-        self._changed_typings: dict[Typing, None] = {}
+        self._changed: set[Timeline[Any] | Typing] = set()
         self._own_typing: dict[str, OwnTyping] = {}
         self._newest_seq = 0
         self._end_reason: str | None = None
@@ -249,7 +248,7 @@ class Room:
         typing = Typing(
             seconds=seconds,
             own_user=lambda: self._client.user_id,
-            notify=self._notify_typing,
+            notify=self._notify_changed,
             on_close=self._drop_typing,
         )
         self._typings[typing] = self._name(event)
@@ -487,17 +486,29 @@ class Room:
             on_gap=on_gap,
         )
 
+    @overload
+    def timeline(
+        self, events: EventType[T], *, page_size: int = 50, max_live_events: int = 10_000
+    ) -> Timeline[T]: ...
+    @overload
+    def timeline(
+        self,
+        events: str | Iterable[str | EventType[Any]] | None = None,
+        *,
+        page_size: int = 50,
+        max_live_events: int = 10_000,
+    ) -> Timeline[Any]: ...
     def timeline(
         self,
         events: str | EventType[Any] | Iterable[str | EventType[Any]] | None = None,
         *,
         page_size: int = 50,
         max_live_events: int = 10_000,
-    ) -> Timeline:
+    ) -> Timeline[Any]:
         """Return a list of live events and older pages without holes or duplicates; `load_older` fills it.
 
         Args:
-            events: One event, several, or None for all that are recorded.
+            events: One event, several, or None (or ``"*"``) for all that are recorded.
             page_size: Events that one `load_older` reads.
             max_live_events: Bound of what comes live; see `Timeline`.
         """
@@ -507,11 +518,11 @@ class Room:
         async def fetch(cursor: str | None, before: int | None) -> Page[Any]:
             return await self.page(only, cursor=cursor, before=before, limit=page_size)
 
-        timeline = Timeline(
+        timeline: Timeline[Any] = Timeline(
             fetch=fetch,
             names=names,
             max_live_events=max_live_events,
-            notify=self._notify_timeline,
+            notify=self._notify_changed,
             on_close=self._drop_timeline,
         )
         self._timelines.append(timeline)
@@ -652,20 +663,19 @@ class Room:
             timeline.close()
         self._close_typings()
 
-    def _drop_timeline(self, timeline: Timeline) -> None:
+    def _drop_timeline(self, timeline: Timeline[Any]) -> None:
         if timeline in self._timelines:
             self._timelines.remove(timeline)
 
-    def _notify_timeline(self, timeline: Timeline) -> None:
-        if timeline not in self._changed_timelines:
-            self._changed_timelines[timeline] = None
-            # At most one entry per timeline waits, so no bound is needed.
-            self._client._dispatcher.put(partial(self._calls_for_timeline, timeline))
+    def _notify_changed(self, what: Timeline[Any] | Typing) -> None:
+        if what not in self._changed:
+            self._changed.add(what)
+            # At most one entry for each waits, so no bound is needed.
+            self._client._dispatcher.put(partial(self._calls_for_changed, what))
 
-    def _calls_for_timeline(self, timeline: Timeline) -> Calls:
-        self._changed_timelines.pop(timeline, None)
-        calls: list[tuple[Handler, tuple[Any, ...]]] = [(fn, ()) for fn in timeline.changed()]
-        return calls
+    def _calls_for_changed(self, what: Timeline[Any] | Typing) -> Calls:
+        self._changed.discard(what)
+        return [(fn, ()) for fn in what.changed()]
 
     def _drop_typing(self, typing: Typing) -> None:
         self._typings.pop(typing, None)
@@ -673,16 +683,6 @@ class Room:
     def _close_typings(self) -> None:
         for typing in list(self._typings):
             typing.close()
-
-    def _notify_typing(self, typing: Typing) -> None:
-        if typing not in self._changed_typings:
-            self._changed_typings[typing] = None
-            # At most one entry per tracker waits, so no bound is needed.
-            self._client._dispatcher.put(partial(self._calls_for_typing, typing))
-
-    def _calls_for_typing(self, typing: Typing) -> Calls:
-        self._changed_typings.pop(typing, None)
-        return [(fn, ()) for fn in typing.changed()]
 
     def __repr__(self) -> str:
         return f"<Room {self.room_id!r}{'' if self.is_joined else ' (not joined)'}>"

@@ -52,6 +52,8 @@ class Stream(Generic[T]):
     while its next event is waited for, or for as long as someone else does: a loop that was broken out of leaves
     nothing behind, and a task that nobody holds is not collected while it waits.
 
+    Only where the queue of handlers is full, and the client reads nothing more, are there no live events for it either.
+
     How it stays exact: live events are collected from a moment on, and only then are pages read, up to the seq of
     that moment; what is above it is in the buffer. If something was lost from the buffer meanwhile, all that begins
     again behind that seq.
