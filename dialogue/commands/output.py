@@ -60,7 +60,7 @@ def write(line: str) -> None:
         BrokenPipeError: Nobody does any more.
         DialogueError: It cannot be printed: the disk is full, say.
     """
-    with _telling_what_fails():
+    with telling_what_fails():
         if sys.stdout is None:  # It was closed when the process began.
             raise DialogueError("there is no standard output")
         encoding = sys.stdout.encoding or "utf-8"
@@ -69,7 +69,8 @@ def write(line: str) -> None:
 
 
 @contextmanager
-def _telling_what_fails() -> Iterator[None]:
+def telling_what_fails() -> Iterator[None]:
+    """Turn a failed write to standard output into a `DialogueError`; a reader that has gone is none."""
     try:
         yield
     except BrokenPipeError:
@@ -87,7 +88,7 @@ def _forget_output() -> None:
 def show(*parts: tuple[str, str]) -> None:
     """Print parts of a line, each with the style that it has on a terminal. They are safe to print already."""
     if out.is_terminal:
-        with _telling_what_fails():
+        with telling_what_fails():
             out.print(Text.assemble(*parts), soft_wrap=True)
     else:
         write("".join(text for text, _ in parts))
