@@ -250,6 +250,77 @@ async def test_whatever_happens_it_equals_the_log(store: str, seed: int) -> None
             ]
 
 
+@pytest.mark.parametrize("seed", range(2))
+async def test_begun_again_wherever_it_ended_it_equals_the_log(store: str, seed: int) -> None:
+    """Timeouts around each event, subscriptions changed and given up, memberships ended by either side, cuts."""
+    chance = random.Random(seed)
+    limits = Limits.unlimited().model_copy(update={"replay_events": 5, "page_events": 7})
+    dialogue = make_dialogue(store, limits=limits)
+    async with connect(dialogue, user_id="ann") as ann, connect(dialogue, user_id="bob") as bob:
+        ours = await ann.join("general", sync=0)
+        await bob.join("general", sync=0)
+        count, is_over = 80, False
+        ends: list[tuple[str, int]] = []
+
+        async def write() -> None:
+            for n in range(count):
+                await ours.trigger(chance.choice([message, alert]), n)
+                for _ in range(chance.randrange(20)):
+                    await asyncio.sleep(0)
+
+        async def disturb() -> None:
+            while not is_over:
+                room = bob.room("general")
+                with contextlib.suppress(NotJoined, TimeoutError):
+                    async with asyncio.timeout(chance.choice([0, 0.001, None])):
+                        match chance.randrange(16):
+                            case 0:
+                                await room.leave()
+                            case 1:
+                                for handle in dialogue.clients_of("bob"):
+                                    await handle.leave("general")
+                            case 2 | 3:
+                                await room.unsubscribe(chance.choice([message, alert]))
+                            case 4:
+                                link(bob).cut()
+                            case 5:
+                                await room.subscribe()
+                for _ in range(chance.randrange(60)):
+                    await asyncio.sleep(0)
+
+        async def read() -> list[int | None]:
+            found: list[int | None] = []
+            stream: Stream[Any] | None = None
+            while len(found) < count:
+                try:
+                    if stream is None:
+                        room = await bob.join("general", sync=0, events="*")
+                        stream = room.stream(
+                            [message, alert],
+                            after=len(found),
+                            page_size=chance.randrange(1, 9),
+                            max_buffered_events=chance.choice([1, 5, 100]),
+                        )
+                    async with asyncio.timeout(chance.choice([0, 0.0005, None])):
+                        found.append((await anext(stream)).seq)
+                except TimeoutError:
+                    continue
+                except StreamBroken as error:
+                    stream = None
+                    ends.append((error.reason, error.after - len(found)))
+                except (NotJoined, StopAsyncIteration):
+                    stream = None
+            return found
+
+        writing, disturbing = asyncio.create_task(write()), asyncio.create_task(disturb())
+        for seqs in await asyncio.gather(read(), read()):
+            assert seqs == list(range(1, count + 1))
+        await writing
+        is_over = True
+        await disturbing
+        assert set(ends) <= {("unsubscribed", 0)}
+
+
 async def test_what_was_removed_is_told() -> None:
     """Raised, with where to go on; or told, and gone on behind it."""
     dialogue = make_dialogue(MemoryStore())
