@@ -108,6 +108,7 @@ class Limits(BaseModel):
     )
     page_events: int = Field(200, ge=1, description="most events in a page")
     page_bytes: int = Field(1_048_576, ge=4096, description="a page ends early at this size")
+    poll_seconds: float = Field(60.0, gt=0, description="longest that a poll over HTTP waits for an event")
     replay_events: int = Field(1000, ge=0, description="most events that a resume replays")
     replay_bytes: int = Field(1_048_576, ge=0, description="most bytes that a resume replays")
     append_queue_events: int = Field(10_000, ge=1, description="most events waiting for the store")

@@ -27,12 +27,20 @@ class Permission:
 
     Attributes:
         is_revoked: Whether it was.
+        on_revoked: Called with the reason when it is, by who keeps reading rather than answers once.
     """
 
-    __slots__ = ("is_revoked",)
+    __slots__ = ("is_revoked", "on_revoked")
 
     def __init__(self) -> None:
         self.is_revoked = False
+        self.on_revoked: Callable[[str], None] | None = None
+
+    def revoke(self, reason: str) -> None:
+        """Take it back."""
+        self.is_revoked = True
+        if self.on_revoked is not None:
+            self.on_revoked(reason)
 
     def check(self) -> None:
         """Check that nobody has taken it back.
@@ -190,17 +198,17 @@ class Access:
             if not watched:
                 del self._watched[key]
 
-    def revoke(self, user_id: str, room_id: str) -> None:
+    def revoke(self, user_id: str, room_id: str, *, reason: str) -> None:
         """Take back what a user has begun in a room."""
         for permission in self._watched.get((user_id, room_id), ()):
-            permission.is_revoked = True
+            permission.revoke(reason)
 
-    def revoke_room(self, room_id: str) -> None:
+    def revoke_room(self, room_id: str, *, reason: str) -> None:
         """Take back what anyone has begun in a room. Costs a look at everything that is being answered."""
         for (_, watched_room), permissions in self._watched.items():
             if watched_room == room_id:
                 for permission in permissions:
-                    permission.is_revoked = True
+                    permission.revoke(reason)
 
 
 @lru_cache(maxsize=1024)

@@ -17,6 +17,7 @@ from ..config import EventType
 from ..core.room import Room, Subscriber
 from ..errors import CommandError, Internal, NotJoined, PermissionDenied, RateLimited, Unauthenticated
 from ..events import Draft
+from ..limits import Limits
 from ..storage.base import Appended
 from . import history
 from .authentication import authenticate
@@ -25,6 +26,24 @@ from .rates import spend
 
 if TYPE_CHECKING:
     from .session import Session
+
+
+def greeting(user_id: str, limits: Limits) -> dict[str, Any]:
+    """Return what a client is told of itself and of the server, over the socket and over HTTP."""
+    return {
+        "user_id": user_id,
+        "protocol": protocol.PROTOCOL_VERSION,
+        "ping_seconds": limits.ping_seconds,
+        "limits": {
+            "message_bytes": limits.message_bytes,
+            "frame_bytes": limits.frame_bytes,
+            "commands_per_frame": limits.commands_per_frame,
+            "page_events": limits.page_events,
+            "rooms_per_client": limits.rooms_per_client,
+            "key_length": limits.key_length,
+            "meta_bytes": limits.meta_bytes,
+        },
+    }
 
 
 class Commands:
@@ -119,26 +138,11 @@ class Commands:
         message: dict[str, Any] = {"type": "connected"}
         if command.ref is not None:
             message["ref"] = command.ref
-        limits = self._limits
-        message |= {
-            "client_id": session.client.client_id,
-            "user_id": identity.user_id,
-            "protocol": protocol.PROTOCOL_VERSION,
-            "ping_seconds": limits.ping_seconds,
-            "limits": {
-                "message_bytes": limits.message_bytes,
-                "frame_bytes": limits.frame_bytes,
-                "commands_per_frame": limits.commands_per_frame,
-                "page_events": limits.page_events,
-                "rooms_per_client": limits.rooms_per_client,
-                "key_length": limits.key_length,
-                "meta_bytes": limits.meta_bytes,
-            },
-        }
+        message |= {"client_id": session.client.client_id, **greeting(identity.user_id, self._limits)}
         session.send([protocol.encode_message(message)])
         if is_first:
             await hub.hooks.notify(
-                "on_connected", seconds=limits.hook_seconds, context=hub.context, client=session.client
+                "on_connected", seconds=self._limits.hook_seconds, context=hub.context, client=session.client
             )
 
     async def _pong(self, command: protocol.Pong) -> None:

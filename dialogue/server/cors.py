@@ -14,7 +14,7 @@ from .websocket import is_address, origin_allowed
 PREFLIGHT_SECONDS = 600
 """How long a browser may remember that another origin's page may call a route."""
 
-ALLOWED_HEADERS = "Authorization, Content-Type"
+ALLOWED_HEADERS = "Authorization, Content-Type, Last-Event-ID"
 """What a page of another origin may send; everything else that it may is safelisted by browsers."""
 
 

@@ -92,6 +92,7 @@ class Delivery:
             if event.has_key:
                 keyed_users.add(event.sender)
             events.append(event)
+        hub.followers.deliver(room, events)
         if counting:
             room.last_unread_position += counting
             hub.inbox.counted(room)
@@ -162,5 +163,6 @@ class Delivery:
             "room %r: the store skipped a seq; its connections are closed and will resume", room.room_id
         )
         hub.open_rooms.reset(room.room_id)
+        hub.followers.look_again(room.room_id)
         for subscriber in list(room.subscribers()):
             subscriber.sink.close(protocol.CLOSE_RESTARTING, "the room is read again")

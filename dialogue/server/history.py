@@ -200,6 +200,20 @@ def _first_seq(events: list[EncodedEvent]) -> int | None:
     return next((event.seq for event in events if event.seq is not None), None)
 
 
+class Joined(NamedTuple):
+    """What a join brings.
+
+    Attributes:
+        events: Oldest first, in the form that they have now.
+        bounds: Where each stream goes on towards older events; None at the end.
+        recovered: Whether *events* is everything since the client's cursor; None where it gave none.
+    """
+
+    events: list[EncodedEvent]
+    bounds: dict[str, Bound] | None
+    recovered: bool | None
+
+
 async def joined(
     hub: Hub,
     room: Room,
@@ -215,6 +229,20 @@ async def joined(
     Args:
         through: S: the room's seq when the subscriber was registered.
     """
+    found = await read_joined(hub, room, subscriber, through=through, since=since, sync=sync)
+    return encode_joined(hub, room, subscriber, found, through=through, ref=ref)
+
+
+async def read_joined(
+    hub: Hub,
+    room: Room,
+    subscriber: Subscriber,
+    *,
+    through: int,
+    since: protocol.Since | None,
+    sync: int | None,
+) -> Joined:
+    """Return what a join brings, up to *through*."""
     epoch = hub.store.epoch
     names = [name for name in room.recorded_names() if subscriber.subscription.wants(name)]
     recovered: bool | None = None
@@ -230,7 +258,15 @@ async def joined(
         if events is None:
             page = await hub.reader.newest_per_stream(room, _counts(hub, room, names, sync), through=through)
             events, bounds = page.events, page.bounds
-    token = cursor.encode_older(epoch, bounds) if bounds else None
+    return Joined(as_replaced(events, replaced), bounds, recovered)
+
+
+def encode_joined(
+    hub: Hub, room: Room, subscriber: Subscriber, found: Joined, *, through: int, ref: Ref
+) -> bytes:
+    """Return the ``joined`` message that brings *found*."""
+    epoch = hub.store.epoch
+    token = cursor.encode_older(epoch, found.bounds) if found.bounds else None
     message: dict[str, Any] = {"type": "joined"}
     if ref is not None:
         message["ref"] = ref
@@ -242,9 +278,11 @@ async def joined(
         "subscriptions": subscription_names(room, subscriber),
         "has_more": token is not None,
         "next": token,
-        "recovered": recovered,
+        "recovered": found.recovered,
     }
-    return protocol.encode_with_events(message, _encoded(events, replaced, subscriber.user_id))
+    return protocol.encode_with_events(
+        message, [event.json_for(subscriber.user_id) for event in found.events]
+    )
 
 
 def _counts(hub: Hub, room: Room, names: list[str], sync: int | None) -> dict[str, int]:

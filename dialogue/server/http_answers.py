@@ -63,13 +63,29 @@ class EventBody(msgspec.Struct):
     key: str | None = None
 
 
+class EditBody(msgspec.Struct):
+    """The body of an edit."""
+
+    data: msgspec.Raw
+    key: str | None = None
+
+
+class RoomBody(msgspec.Struct):
+    """The body that makes a room: the fields of a ``create_room``."""
+
+    room: str
+    name: str
+    description: str | None = None
+    max_size: int | None = None
+
+
 class ReadBody(msgspec.Struct):
     """The body that marks a room as read."""
 
     seq: int
 
 
-B = TypeVar("B", EventBody, ReadBody)
+B = TypeVar("B", EventBody, EditBody, RoomBody, ReadBody)
 
 
 def answer(body: bytes, *, status_code: int = 200) -> Response:
@@ -132,8 +148,15 @@ def number(request: Request, name: str) -> int | None:
         InvalidRequest: It is none, or there twice.
     """
     text = parameter(request, name)
-    if text is None:
-        return None
+    return None if text is None else whole_number(name, text)
+
+
+def whole_number(name: str, text: str) -> int:
+    """Return the number that is given as *name*.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
     if not _NUMBER.fullmatch(text):
         raise InvalidRequest(f"{name!r} is a whole number")
     return int(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -98,9 +99,14 @@ class RequestClient(Client):
         Raises:
             Unauthenticated: It has.
         """
-        expires_at = self._identity.expires_at
-        if expires_at is not None and expires_at <= time.time():
+        if self.seconds_left <= 0:
             raise Unauthenticated("the credentials have expired")
+
+    @property
+    def seconds_left(self) -> float:
+        """For how long the identity is good; infinite where it does not end."""
+        expires_at = self._identity.expires_at
+        return math.inf if expires_at is None else expires_at - time.time()
 
     def __repr__(self) -> str:
         return f"<Request {self.client_id} user={self.user_id!r}>"

@@ -63,6 +63,43 @@ class HistoryAnswer(BaseModel):
     gap: HistoryGap | None = Field(None, description="missing where there is none")
 
 
+class MeLimits(BaseModel):
+    """What the server bounds."""
+
+    message_bytes: int
+    frame_bytes: int
+    commands_per_frame: int
+    page_events: int
+    rooms_per_client: int
+    key_length: int
+    meta_bytes: int
+
+
+class MeAnswer(BaseModel):
+    """Who the user is, and what the server bounds."""
+
+    user_id: str
+    protocol: int
+    ping_seconds: float
+    limits: MeLimits
+
+
+class JoinedAnswer(BaseModel):
+    """What a room has for a reader that comes, or comes back; oldest event first."""
+
+    room: str
+    name: str
+    seq: int = Field(description="the room's newest; with `epoch` the cursor of the next request")
+    epoch: str
+    subscriptions: list[str] | Literal["*"]
+    has_more: bool
+    next: str | None = Field(description="give it to the history as `cursor` for older events")
+    recovered: bool | None = Field(
+        description="whether `events` is everything since the given cursor; null where none was given"
+    )
+    events: list[RoomEvent]
+
+
 class PublishedAnswer(BaseModel):
     """What was recorded."""
 
@@ -80,6 +117,28 @@ class PublishBody(BaseModel):
     data: Any = None
     meta: dict[str, Any] | None = None
     key: str | None = Field(None, description="idempotency key, scoped to room and user")
+
+
+class EditRequest(BaseModel):
+    """What an event's data becomes."""
+
+    data: Any
+    key: str | None = Field(None, description="idempotency key, scoped to room and user")
+
+
+class CreateRoomRequest(BaseModel):
+    """A room to make."""
+
+    room: str = Field(description="its id")
+    name: str
+    description: str | None = None
+    max_size: int | None = Field(None, description="most connections in it")
+
+
+class RoomAnswer(BaseModel):
+    """The room that was made or deleted."""
+
+    room: str
 
 
 class PresenceAnswer(BaseModel):

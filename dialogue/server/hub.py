@@ -41,6 +41,7 @@ from .changes import Changes
 from .connections import Connections
 from .delivery import Delivery
 from .feed import Feeds
+from .followers import Followers
 from .group_commit import GroupCommit
 from .handles import Context, RoomHandle
 from .health import show_progress
@@ -96,6 +97,7 @@ class Hub:
         self.in_flight = InFlight(limits)
         self.access = Access(hooks, limits=limits, context=self.context)
         self.registry = RoomRegistry(self, room_types)
+        self.followers = Followers(self)
         self.presence = Presence(self)
         self.inbox = Inbox(self)
         self.session_records = SessionRecords(self)
@@ -168,6 +170,7 @@ class Hub:
         show_progress(metrics, handover=self.handover, reader=self.reader, commit=self.commit)
         metrics.rooms.set_function(lambda: len(self.rooms))
         metrics.connections.set_function(lambda: len(self.connections.sessions))
+        metrics.streams.set_function(lambda: self.followers.count)
 
     async def __aenter__(self) -> Hub:
         try:
@@ -356,7 +359,7 @@ class Hub:
         """Take a user out of a room; see `Dialogue.remove_from_room`."""
         RoomHandle(self, room_id)  # raises RoomNotFound where there is none
         # What is being answered is not sent; a join that is under way does not end in one.
-        self.access.revoke(user_id, room_id)
+        self.access.revoke(user_id, room_id, reason=reason)
         left = [
             (session, session.memberships.drop(room_id, reason=reason))
             for session in self.connections.of(user_id)
@@ -380,7 +383,7 @@ class Hub:
         self.inbox.forget_room(room_id)
         self.presence.forget_room(room_id)
         # What was begun in it must not end in another one of its id.
-        self.access.revoke_room(room_id)
+        self.access.revoke_room(room_id, reason="the room was deleted")
 
     async def forget_user(self, user_id: str) -> None:
         """Forget a user's markers and sessions.

@@ -129,9 +129,8 @@ class Memberships:
                 raise RateLimited(f"a connection is in at most {hub.limits.rooms_per_client} rooms")
             if handle.is_full:
                 raise RoomFull
-            default = room.room_type.default_subscriptions
             if subscription is None:
-                subscription = ALL if default is None else Subscription(False, default)
+                subscription = default_subscription(room)
             subscriber = Subscriber(session.identity.user_id, session, subscription)
             # Registered and S taken in one step: every later event is held and follows the answer.
             hub.add_subscriber(room, subscriber)
@@ -259,6 +258,12 @@ class Memberships:
             raise InvalidRequest(f"a subscription names at most {most} events here")
         room.resubscribe(subscriber, subscription)
         return room
+
+
+def default_subscription(room: Room) -> Subscription:
+    """Return what a join gets that names no events."""
+    default = room.room_type.default_subscriptions
+    return ALL if default is None else Subscription(False, default)
 
 
 def wanted(hub: Hub, room: Room, events: protocol.EventNames) -> Subscription:

@@ -14,6 +14,17 @@ class Metrics:
         self.registry = CollectorRegistry()
         r = self.registry
         self.connections = Gauge("dialogue_connections", "Open connections", registry=r)
+        self.streams = Gauge(
+            "dialogue_streams", "Streams over HTTP that are open, and polls that wait", registry=r
+        )
+        self.stream_ends = Counter(
+            "dialogue_stream_ends", "Streams over HTTP that have ended", ["reason"], registry=r
+        )
+        self.stream_drops = Counter(
+            "dialogue_stream_messages_dropped",
+            "Messages without a seq that a stream over HTTP was too slow for",
+            registry=r,
+        )
         self.rooms = Gauge("dialogue_open_rooms", "Rooms in memory", registry=r)
         self.recorded = Counter("dialogue_events_recorded", "Events appended to the log", registry=r)
         self.ephemeral = Counter("dialogue_events_ephemeral", "Ephemeral events delivered", registry=r)

@@ -122,3 +122,4 @@ class Presence:
         frame = Frame(protocol.encode_frame(messages))
         for subscriber in list(room.subscribers()):
             subscriber.sink.deliver(subscriber, frame)
+        self._hub.followers.tell(room_id, messages)

@@ -103,7 +103,16 @@ class Reader:
 
     async def newer(self, room: Room, names: Sequence[str], *, after: int, limit: int) -> NewerSlice:
         """Return the oldest *limit* events above *after* that have been told, cut at ``limits.page_bytes``."""
-        read = newer_room(room, names, after=after, through=room.last_seq, limit=limit, archive=self._ability)
+        return await self._newer(room, names, after=after, limit=limit, archive=self._ability)
+
+    async def following(self, room: Room, names: Sequence[str], *, after: int, limit: int) -> NewerSlice:
+        """Return what `newer` does, from memory and log alone: what has been removed from them is a gap."""
+        return await self._newer(room, names, after=after, limit=limit, archive=None)
+
+    async def _newer(
+        self, room: Room, names: Sequence[str], *, after: int, limit: int, archive: ArchiveAbility | None
+    ) -> NewerSlice:
+        read = newer_room(room, names, after=after, through=room.last_seq, limit=limit, archive=archive)
         part = await self._drive(room.room_id, read)
         if part.gap is not None:
             self._metrics.gaps.labels(part.gap.reason).inc()

@@ -162,6 +162,7 @@ class Stopping:
         hub = self._hub
         for session in hub.connections.sessions:
             session.close(protocol.CLOSE_GOING_AWAY, "the server is stopping")
+        hub.followers.close()
         # Those that were being closed before the stop began, for reading too slowly for example.
         for timeout in self._closing:
             when = timeout.when()
@@ -172,6 +173,7 @@ class Stopping:
                 # More than once: one whose upgrade was under way comes, and closes itself, after the others.
                 while hub.connections.sessions:
                     await asyncio.gather(*(session.wait_closed() for session in hub.connections.sessions))
+        await hub.followers.wait_ended(until=times.sockets)
         farewells = {task for task in hub.tasks if task.get_name() == FAREWELL}
         if farewells:
             _, farewells = await asyncio.wait(farewells, timeout=max(0.0, times.end - self._time()))

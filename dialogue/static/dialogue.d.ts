@@ -95,6 +95,13 @@ export interface ClientOptions {
   fetch?: typeof fetch;
   /** Of the requests of "sse". Default: "same-origin"; "include" sends cookies to another origin. */
   credentials?: RequestCredentials;
+  /**
+   * How often "sse" asks what no stream tells: who is present, and the events of rooms that have
+   * no stream of their own; unread counts five times more seldom. Default: 3.
+   */
+  pollSeconds?: number;
+  /** How long it takes at most until a client that has come down to "sse" tries a WebSocket again. Default: 300. */
+  probeSeconds?: number;
   /** In [0, 1); spreads the delays. Default: Math.random. */
   random?: () => number;
   /** Triggers not yet acked, over all rooms; one more is refused. Default: 1000. */

@@ -4,7 +4,8 @@
  * One ES module without dependencies. It runs in browsers and, given a `WebSocket` constructor,
  * in Node. The file reads from the bottom layer up:
  *
- *   Link      one WebSocket: frames, silence, nothing of rooms
+ *   Link      one connection: a WebSocket (SocketLink), or server-sent events and requests
+ *             (HttpLink) that look like one; nothing of what rooms are
  *   Client    connecting again and again, requests matched to answers, rooms
  *   Room      handlers, subscription, cursor, triggers, reads
  *   Timeline  one ordered list of older pages, live events and unsent ones; no I/O of its own
@@ -33,6 +34,9 @@ const OUTCOME_UNKNOWN = new Set(["STORE_UNAVAILABLE", "INTERNAL", "TIMEOUT"]);
 /** The server has not looked at it: nothing to do with what was asked, but with how much of it. */
 const TOO_FAST = new Set(["RATE_LIMITED", "BACKPRESSURE"]);
 
+/** What a server's refusal of `connect` says about any further try with the same credentials. */
+const FINAL_REFUSALS = new Set(["UNAUTHENTICATED", "INVALID_REQUEST", "PERMISSION_DENIED"]);
+
 /** Reasons for which a room that was joined before is asked for again, not given up. */
 const JOIN_LATER = new Set([...OUTCOME_UNKNOWN, ...TOO_FAST]);
 
@@ -60,7 +64,48 @@ const STABLE_MS = 5000;
 /** A connection that stood at all takes the delay back to this many doublings. */
 const FAILURES_ONCE_CONNECTED = 3;
 
-const WAKE_EVENTS = ["online", "focus", "pageshow", "visibilitychange"];
+/** After a sleep or a change of networks a connection that says nothing for so long is given up. */
+const CHECK_MS = 5000;
+
+/** The longest that a timer takes: a longer one would end at once. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
+
+const TRANSPORTS = ["websocket", "sse"];
+
+/** Failed openings in a row after which the other transport is tried, too, in turn. */
+const OPENINGS_BEFORE_FALLBACK = 2;
+
+/** What a WebSocket that has never opened is given while there is something to fall back to. */
+const FIRST_OPENING_MS = 5000;
+
+/** Over "sse" a WebSocket is tried again after this, then after four times as long, … */
+const FIRST_PROBE_MS = 1000;
+
+/** Browsers allow some six connections to a host over HTTP/1.1, all tabs together: streams … */
+const MAX_STREAMS = 4;
+
+/** … and requests share them. */
+const MAX_CONNECTIONS = 6;
+
+/** A stream without its first message by then is being held back by something in between. */
+const STREAM_OPENS_MS = 10_000;
+
+/** Longest message of a stream: it is as large as what a resume may bring, and then some. */
+const MAX_STREAM_CHARACTERS = 64 * 1024 * 1024;
+
+const WAKE_EVENTS = ["online", "offline", "focus", "pageshow", "visibilitychange"];
+
+/** How long someone is taken to be typing who says nothing more of it. */
+const TYPING_SECONDS = 6;
+
+/** How often it is said at most while it goes on: one that is lost, or late, does no harm. */
+const TYPING_REPEAT_MS = 3000;
+
+/** Of a room in which more users type at a time, those that began first are left out. */
+const MAX_TYPISTS = 1000;
+
+/** Names kept of those in a room, unless the server tells more at once. */
+const MAX_PRESENT = 1000;
 
 /**
  * What went wrong, as a code.
@@ -98,6 +143,10 @@ function report(error) {
 /** Handlers in the order added. One that throws (or rejects) stops neither the others nor us. */
 class Listeners {
   #entries = new Set();
+
+  get size() {
+    return this.#entries.size;
+  }
 
   add(fn) {
     if (typeof fn !== "function") throw new TypeError("a handler must be a function");
@@ -141,6 +190,11 @@ function deferred() {
   return parts;
 }
 
+/** A timer that no number of a server's makes end at once. */
+function later(fn, milliseconds) {
+  return setTimeout(fn, Math.min(milliseconds, MAX_TIMER_MS));
+}
+
 /** A task of its own, so that all promise reactions of the present one have run before it. */
 function nextTask(fn) {
   if (typeof globalThis.setImmediate === "function") {
@@ -166,7 +220,7 @@ function newKey() {
   return Date.now().toString(16).padStart(12, "0") + random;
 }
 
-function socketUrl(base) {
+function serverUrl(base) {
   const page = globalThis.document?.baseURI ?? globalThis.location?.href;
   let url;
   try {
@@ -175,14 +229,39 @@ function socketUrl(base) {
   } catch {
     throw new TypeError(`url ${JSON.stringify(base)} is not valid here; give an absolute one`);
   }
-  if (url.protocol === "http:") url.protocol = "ws:";
-  else if (url.protocol === "https:") url.protocol = "wss:";
-  else if (url.protocol !== "ws:" && url.protocol !== "wss:") {
+  if (!["http:", "https:", "ws:", "wss:"].includes(url.protocol)) {
     throw new TypeError(`url must be http(s), ws(s) or relative to the page, not ${url.protocol}`);
   }
-  url.pathname = `${url.pathname.replace(/\/+$/, "")}/ws`;
+  url.protocol = url.protocol.replace("http", "ws");
+  url.pathname = url.pathname.replace(/\/+$/, "");
   url.hash = "";
+  return url;
+}
+
+function socketUrl(base) {
+  const url = serverUrl(base);
+  url.pathname = `${url.pathname.replace(/\/$/, "")}/ws`;
   return url.href;
+}
+
+function httpUrl(base) {
+  const url = serverUrl(base);
+  url.protocol = url.protocol.replace("ws", "http");
+  return url;
+}
+
+/** The transports that are wanted and possible here, the preferred one first. */
+function usable(transports, { WebSocket, fetch }) {
+  const unknown = transports.find((transport) => !TRANSPORTS.includes(transport));
+  if (unknown !== undefined || transports.length === 0) {
+    throw new TypeError(`transports are ${TRANSPORTS.join(" and ")}, not ${JSON.stringify(unknown ?? [])}`);
+  }
+  const means = { websocket: WebSocket, sse: fetch };
+  const possible = [...new Set(transports)].filter((transport) => typeof means[transport] === "function");
+  if (possible.length === 0) {
+    throw new TypeError("no WebSocket here; pass one, for example { WebSocket } from the npm package ws");
+  }
+  return possible;
 }
 
 const NO_META = Object.freeze({});
@@ -210,6 +289,21 @@ function gapFrom(wire) {
   return Object.freeze({ fromSeq, throughSeq, reason });
 }
 
+function roomInfoFrom(wire) {
+  return {
+    id: wire.id,
+    name: wire.name,
+    description: wire.description ?? null,
+    size: wire.size ?? 0,
+    maxSize: wire.max_size ?? null,
+    createdById: wire.created_by_id ?? null,
+  };
+}
+
+function presenceFrom(wire) {
+  return Object.freeze({ users: Object.freeze([...wire.users]), count: wire.count ?? wire.users.length });
+}
+
 function namesFrom(events) {
   const list = typeof events === "string" ? [events] : [...events];
   return list.includes("*") ? "*" : list;
@@ -218,7 +312,7 @@ function namesFrom(events) {
 // ----------------------------------------------------------------------------------------- link
 
 /**
- * One WebSocket from opening to its end.
+ * One connection from opening to its end.
  *
  * `onGone` is called at most once, for whatever ends it first: a close frame, an error, silence.
  * After `close()` nothing is called any more, so that an old connection cannot disturb its
@@ -226,19 +320,15 @@ function namesFrom(events) {
  * brings it again.
  */
 class Link {
-  #socket = null;
   #callbacks;
-  #outgoing = [];
   /** Bounded by what arrives during one task, the longest that `hold` lasts. */
   #inbox = [];
   #next = 0;
   #held = false;
   #draining = false;
-  #heardAt = Date.now();
-  #silenceMs = 0;
-  #silenceTimer = null;
 
   alive = true;
+  hasHeard = false;
   commandsPerFrame = BATCH_COMMANDS;
   /** Set by the client when the server has said `connected`. */
   connectedAt = null;
@@ -249,11 +339,88 @@ class Link {
   /** While it runs no further room is resumed. */
   resumePause = null;
 
-  constructor(WebSocket, url, callbacks) {
+  constructor(callbacks) {
     this.#callbacks = callbacks;
+  }
+
+  _opened() {
+    if (this.alive) this.#callbacks.onOpen();
+  }
+
+  /** Takes messages in, in order. */
+  _take(messages) {
+    if (!this.alive) return;
+    this.hasHeard = true;
+    for (const message of messages) this.#inbox.push(message);
+    this.#drain();
+  }
+
+  #drain() {
+    if (this.#draining) return;
+    this.#draining = true;
+    try {
+      while (this.alive && !this.#held && this.#next < this.#inbox.length) {
+        this.#callbacks.onMessage(this.#inbox[this.#next++]);
+      }
+    } catch (error) {
+      report(error);
+      this.fail(1006, "a message could not be handled");
+    } finally {
+      this.#draining = false;
+    }
+    if (this.#next === this.#inbox.length) {
+      this.#inbox = [];
+      this.#next = 0;
+    }
+  }
+
+  /**
+   * Handles no further message in this task.
+   *
+   * `await client.join(…)` goes on in a microtask, and only then does the application add its
+   * handlers. An event in the same frame as `joined` would otherwise come before them and be lost.
+   */
+  hold() {
+    if (this.#held) return;
+    this.#held = true;
+    nextTask(() => {
+      this.#held = false;
+      this.#drain();
+    });
+  }
+
+  /** Ends the link now, without waiting for a close handshake that a dead network never answers. */
+  fail(code, reason = "") {
+    if (!this.alive) return;
+    this.close();
+    this.#callbacks.onGone({ code, reason });
+  }
+
+  close() {
+    if (!this.alive) return;
+    this.alive = false;
+    clearTimeout(this.resumePause);
+    this.#inbox = [];
+    this.#next = 0;
+    this._shut();
+  }
+}
+
+/** A WebSocket. */
+class SocketLink extends Link {
+  transport = "websocket";
+  #socket = null;
+  #outgoing = [];
+  #heardAt = Date.now();
+  #silenceMs = 0;
+  #silenceTimer = null;
+  #checkTimer = null;
+
+  constructor(WebSocket, url, callbacks) {
+    super(callbacks);
     const socket = new WebSocket(url);
     this.#socket = socket;
-    socket.onopen = () => this.alive && callbacks.onOpen();
+    socket.onopen = () => this._opened();
     socket.onmessage = ({ data }) => this.#receive(data);
     socket.onclose = ({ code, reason }) => this.fail(code, reason);
     // A close event always follows. The handler must be there: without one Node's `ws` throws.
@@ -300,82 +467,48 @@ class Link {
       this.fail(1006, "not a frame of this protocol");
       return;
     }
-    for (const message of messages) this.#inbox.push(message);
-    this.#drain();
+    this._take(messages);
   }
 
-  #drain() {
-    if (this.#draining) return;
-    this.#draining = true;
-    try {
-      while (this.alive && !this.#held && this.#next < this.#inbox.length) {
-        this.#callbacks.onMessage(this.#inbox[this.#next++]);
-      }
-    } catch (error) {
-      report(error);
-      this.fail(1006, "a message could not be handled");
-    } finally {
-      this.#draining = false;
-    }
-    if (this.#next === this.#inbox.length) {
-      this.#inbox = [];
-      this.#next = 0;
-    }
-  }
-
-  /**
-   * Handles no further message in this task.
-   *
-   * `await client.join(…)` goes on in a microtask, and only then does the application add its
-   * handlers. An event in the same frame as `joined` would otherwise come before them and be lost.
-   */
-  hold() {
-    if (this.#held) return;
-    this.#held = true;
-    nextTask(() => {
-      this.#held = false;
-      this.#drain();
-    });
-  }
-
-  /** Ends the link when nothing has been heard for *milliseconds*. */
-  watchSilence(milliseconds) {
+  /** Ends the link when nothing has been heard for twice as long as the server's pings take. */
+  watchSilence(pingMs) {
     clearTimeout(this.#silenceTimer);
-    this.#silenceMs = milliseconds;
-    if (milliseconds > 0) this.#watch(milliseconds);
+    this.#silenceMs = pingMs * 2;
+    if (pingMs > 0) this.#watch(this.#silenceMs);
   }
 
   #watch(delay) {
-    this.#silenceTimer = setTimeout(() => {
-      const left = this.#silenceMs - this.silentMs;
+    this.#silenceTimer = later(() => {
+      const left = this.#silenceMs - this.#silentMs;
       if (left > 0) this.#watch(left);
       else this.fail(1006, "nothing heard");
     }, delay);
   }
 
   /** Wall clock, not `performance.now()`: that one may stand still while a laptop sleeps. */
-  get silentMs() {
+  get #silentMs() {
     return Math.max(0, Date.now() - this.#heardAt);
   }
 
-  get silenceMs() {
-    return this.#silenceMs;
+  /** The page is back, or its network has changed: what timers would find late is found now. */
+  wakeUp() {
+    if (this.#silenceMs > 0 && this.#silentMs > this.#silenceMs * 0.75) {
+      this.fail(1006, "nothing heard"); // a ping is overdue
+      return;
+    }
+    if (this.#checkTimer !== null || this.#silentMs < CHECK_MS) return;
+    // Half open it would look the same until the next pings are overdue. Anything heard will do.
+    const heardAt = this.#heardAt;
+    this.send('{"type":"unread","ref":0,"rooms":[]}');
+    this.#checkTimer = setTimeout(() => {
+      this.#checkTimer = null;
+      if (this.#heardAt === heardAt) this.fail(1006, "nothing heard");
+    }, CHECK_MS);
   }
 
-  /** Ends the link now, without waiting for a close handshake that a dead network never answers. */
-  fail(code, reason = "") {
-    if (!this.alive) return;
-    this.close();
-    this.#callbacks.onGone({ code, reason });
-  }
-
-  close() {
-    if (!this.alive) return;
-    this.alive = false;
+  _shut() {
     clearTimeout(this.#silenceTimer);
-    clearTimeout(this.resumePause);
-    this.#inbox = [];
-    this.#next = 0;
+    clearTimeout(this.#checkTimer);
     const socket = this.#socket;
     socket.onopen = socket.onmessage = socket.onclose = null;
     try {
@@ -383,6 +516,705 @@ class Link {
     } catch {
       // Already closed, or never opened: either way there is nothing left to close.
     }
+  }
+}
+
+// ------------------------------------------------------------------------- without WebSockets
+
+/** Of a message that no server sends: a room's stream has ended, and `refs` got no answer. */
+const LOST = Symbol("lost");
+
+/** An answer of the server that says no; `wire` are the fields of an `error` message. */
+class Refusal extends Error {
+  constructor(wire) {
+    super(wire.message);
+    this.wire = wire;
+  }
+}
+
+/** Nothing that this protocol's server would answer with, or no answer at all. */
+class Unreachable extends Error {}
+
+/** A stream that stands and says nothing. */
+class HeldBack extends Error {}
+
+/** What a response that is not the answer asked for says. */
+function refusalFrom(response, text) {
+  const { status } = response;
+  let body = null;
+  try {
+    body = JSON.parse(text);
+  } catch {
+    // Of something in between, which may still say what kind of no it is.
+  }
+  const retryAfter = Number(response.headers.get("retry-after")) || undefined;
+  if (typeof body?.code === "string") return new Refusal({ retry_after_seconds: retryAfter, ...body });
+  const wire = { message: `the server answered with status ${status}`, retry_after_seconds: retryAfter };
+  if (status === 401) return new Refusal({ ...wire, code: "UNAUTHENTICATED" });
+  if (status === 413) return new Refusal({ ...wire, code: "MESSAGE_TOO_LARGE" });
+  if (status === 429) return new Refusal({ ...wire, code: "RATE_LIMITED" });
+  return new Unreachable(wire.message);
+}
+
+/**
+ * The messages of server-sent events. Each has its whole message in its data, which says the
+ * type and the seq, too. `onHeard` is called for whatever comes, comments included.
+ */
+async function* messagesFrom(stream, onHeard) {
+  const reader = stream.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  let data = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      onHeard();
+      const seen = text.length;
+      text += decoder.decode(value, { stream: true });
+      if (text.length + data.length > MAX_STREAM_CHARACTERS) throw new Unreachable("a message without end");
+      let start = 0;
+      for (let end; (end = text.indexOf("\n", Math.max(start, seen))) >= 0; start = end + 1) {
+        const line = text.slice(start, text[end - 1] === "\r" ? end - 1 : end);
+        if (line.startsWith("data:")) data += line.slice(5);
+        else if (line === "" && data !== "") {
+          const message = JSON.parse(data);
+          data = "";
+          yield message;
+        }
+      }
+      text = text.slice(start);
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+/**
+ * A right to one of the streams that all tabs have together; null if none is free. Where the
+ * platform has no locks each tab counts its own.
+ */
+async function takeShare(host) {
+  const { locks } = globalThis.navigator ?? {};
+  if (!locks) return () => {};
+  for (let number = 0; number < MAX_STREAMS; number += 1) {
+    const release = await new Promise((resolve) => {
+      const held = (lock) => lock && new Promise((end) => resolve(end));
+      locks.request(`dialogue stream ${number} ${host}`, { ifAvailable: true }, held).then(
+        () => resolve(null),
+        () => resolve(null),
+      );
+    });
+    if (release) return release;
+  }
+  return null;
+}
+
+/**
+ * A room's place on an HttpLink.
+ *
+ * `seq` and `epoch` are the cursor of what has been passed on, and `names` the subscription. It
+ * has a `stream`, or is polled, or (with no names at all) neither.
+ */
+class Followed {
+  stream = null;
+  isPolled = false;
+  isOver = false;
+  polledAt = 0;
+
+  constructor(id, names) {
+    this.id = id;
+    this.names = names;
+    this.since = Date.now();
+  }
+
+  took(joined) {
+    // What was there before may have passed on more than this knows of.
+    this.passed = Math.max(this.seq ?? 0, joined.seq);
+    this.seq = joined.seq;
+    this.epoch = joined.epoch;
+    this.names = joined.subscriptions;
+  }
+
+  end() {
+    this.isOver = true;
+    this.stream?.end();
+  }
+}
+
+function isWantedBy(names, event) {
+  if (names === "*") return true;
+  return names.includes(event) || (names.length > 0 && (event === "$edit" || event === "$delete"));
+}
+
+/**
+ * Server-sent events and requests that look like a connection.
+ *
+ * Commands become requests and their answers messages. A room that is joined has a stream, read
+ * by `fetch` (an EventSource sends no headers); rooms beyond MAX_STREAMS are polled in turn.
+ * Commands that change a room, and publishes, go one after another for each room, as they would
+ * on a socket.
+ *
+ * What goes wrong with one stream, or is not told by any (`recovered: false` after a poll), ends
+ * the room's place here with a LOST message: the client joins it again from its own cursor. What
+ * goes wrong with a request, or with everything, ends the link.
+ */
+class HttpLink extends Link {
+  transport = "sse";
+  #source;
+  #headers = {};
+  #query = {};
+  #isAnonymous = false;
+  #pingMs = 0;
+  #heardAt = Date.now();
+
+  /** Joined rooms by id. */
+  #rooms = new Map();
+  /** By room: the end of what is being done for it, one after another. */
+  #queues = new Map();
+  /** Commands being dealt with: one that its sender thinks lost is not done twice at a time. */
+  #refs = new Set();
+  #streams = 0;
+  #mostStreams = MAX_STREAMS;
+  #requests = 0;
+  /** Requests that wait for others. Bounded by the client's own bounds. */
+  #waiting = [];
+  #controllers = new Set();
+
+  #ticker = null;
+  #isPolling = false;
+  #isChecking = false;
+  /** Who was in a room when it was last told, by room; only of rooms where someone wants to know. */
+  #present = new Map();
+  #presenceAt = new Map();
+  #unread = null;
+  #unreadAt = 0;
+
+  constructor(source) {
+    super(source);
+    this.#source = source;
+    queueMicrotask(() => this._opened());
+  }
+
+  // ---- commands
+
+  send(text) {
+    if (!this.alive) return;
+    const command = JSON.parse(text);
+    const { type, ref, room } = command;
+    if (type === "pong" || this.#refs.has(ref)) return;
+    this.#refs.add(ref);
+    const work = () => this.#answer(command);
+    if (type === "leave") {
+      // Not in line: a stream that hangs while it opens is what is to be ended.
+      this.#end(room);
+      this.#refs.delete(ref);
+      queueMicrotask(() => this._take([{ type: "ok", ref, room }]));
+    } else if (PUBLISHES.has(type) || ["join", "subscribe", "unsubscribe"].includes(type)) {
+      this.#inLine(room, work);
+    } else work();
+  }
+
+  #inLine(roomId, work) {
+    const done = (this.#queues.get(roomId) ?? Promise.resolve())
+      .then(work)
+      .catch(report)
+      .then(() => {
+        if (this.#queues.get(roomId) === done) this.#queues.delete(roomId);
+      });
+    this.#queues.set(roomId, done);
+  }
+
+  /** Never rejects. */
+  async #answer(command) {
+    const { ref, room } = command;
+    try {
+      const messages = await this.#carryOut(command);
+      this.#refs.delete(ref);
+      this._take(messages.map((message, index) => (index < messages.length - 1 ? message : { ...message, ref })));
+      // Not before: an event that has come with `joined` must not be passed on before it.
+      this.#read(this.#rooms.get(room));
+    } catch (error) {
+      this.#refs.delete(ref);
+      if (!this.alive) return;
+      const isOfStream = ["join", "subscribe", "unsubscribe"].includes(command.type);
+      if (error instanceof Refusal) this.#refused(error, ref);
+      else if (isOfStream) this.#lose(room, [ref]);
+      else this.fail(1006, "the server cannot be reached");
+    }
+  }
+
+  #refused(error, ref) {
+    if (error.wire.code === "UNAUTHENTICATED" && this.connectedAt !== null) {
+      this.fail(CLOSE_UNAUTHENTICATED, error.message);
+    } else this._take([{ ...error.wire, type: "error", ref }]);
+  }
+
+  /** Returns messages, of which the last is the answer. */
+  async #carryOut(command) {
+    const { type, room, ref: _, ...fields } = command;
+    delete fields.type;
+    const path = room === undefined ? "" : `rooms/${encodeURIComponent(room)}`;
+    switch (type) {
+      case "connect":
+        return [await this.#connect(fields.auth ?? {})];
+      case "join":
+        return [await this.#join(room, fields)];
+      case "subscribe":
+      case "unsubscribe":
+        return this.#resubscribe(room, type, fields.events);
+      case "trigger":
+        return [{ ...(await this.#call("POST", `${path}/events`, { body: fields })), type: "ok" }];
+      case "edit": {
+        const { seq, ...body } = fields;
+        return [{ ...(await this.#call("PATCH", `${path}/events/${seq}`, { body })), type: "ok" }];
+      }
+      case "delete": {
+        const { seq, ...query } = fields;
+        return [{ ...(await this.#call("DELETE", `${path}/events/${seq}`, { query })), type: "ok" }];
+      }
+      case "history":
+        return [{ ...(await this.#call("GET", `${path}/history`, { query: fields })), type }];
+      case "presence":
+        return this.#presenceFrom(room, await this.#call("GET", `${path}/presence`));
+      case "mark_read":
+        return [{ ...(await this.#call("POST", `${path}/read`, { body: fields })), type: "ok" }];
+      case "rooms":
+        return [{ ...(await this.#call("GET", "rooms")), type }];
+      case "unread": {
+        const answer = await this.#call("GET", "unread", { query: { room: fields.rooms } });
+        if (fields.rooms === undefined) this.#unread = answer.unread;
+        return [{ ...answer, type }];
+      }
+      case "create_room":
+        return [{ ...(await this.#call("POST", "rooms", { body: { room, ...fields } })), type: "ok" }];
+      case "delete_room":
+        return [{ ...(await this.#call("DELETE", path)), type: "ok" }];
+      default:
+        throw new Refusal({ code: "INVALID_REQUEST", message: `${type} needs a WebSocket` });
+    }
+  }
+
+  async #connect({ token, user_id, userId = user_id, ...others }) {
+    if (Object.keys(others).length) this.#source.onUnsendable(Object.keys(others));
+    if (token !== undefined) this.#headers.Authorization = `Bearer ${token}`;
+    if (userId !== undefined) this.#query.user_id = userId;
+    this.#isAnonymous = token === undefined && userId === undefined;
+    const me = await this.#call("GET", "me");
+    if (typeof me.user_id !== "string") throw new Unreachable("no answer of this protocol");
+    // In development mode each request would have a user of its own; elsewhere it is passed over.
+    if (this.#isAnonymous) this.#query.user_id = me.user_id;
+    return { ...me, type: "connected", client_id: null };
+  }
+
+  // ---- requests
+
+  #url(path, query = {}) {
+    const url = new URL(this.#source.url);
+    url.pathname = `${url.pathname.replace(/\/$/, "")}/${path}`;
+    for (const [name, value] of Object.entries({ ...this.#query, ...query })) {
+      for (const one of Array.isArray(value) ? value : [value]) {
+        if (one !== undefined && one !== null) url.searchParams.append(name, one);
+      }
+    }
+    return url.href;
+  }
+
+  /** Returns a response and what ends it; both count until then. */
+  async #fetch(method, path, { query, body, timeoutMs }) {
+    const controller = new AbortController();
+    const timer = setTimeout(() => controller.abort(), timeoutMs);
+    const end = () => {
+      clearTimeout(timer);
+      this.#controllers.delete(controller);
+      controller.abort();
+    };
+    this.#controllers.add(controller);
+    const headers = { ...this.#headers };
+    if (body !== undefined) headers["Content-Type"] = "application/json";
+    try {
+      const response = await this.#source.fetch(this.#url(path, query), {
+        method,
+        headers,
+        body: body === undefined ? undefined : JSON.stringify(body),
+        credentials: this.#source.credentials,
+        cache: "no-store",
+        signal: controller.signal,
+      });
+      return { response, end, opened: () => clearTimeout(timer) };
+    } catch (error) {
+      end();
+      throw error;
+    }
+  }
+
+  async #call(method, path, { query, body } = {}) {
+    while (this.alive && this.#requests >= Math.max(2, MAX_CONNECTIONS - this.#streams)) {
+      await new Promise((resolve) => this.#waiting.push(resolve));
+    }
+    if (!this.alive) throw new Unreachable("closed");
+    this.#requests += 1;
+    try {
+      const { timeoutMs } = this.#source;
+      const { response, end } = await this.#fetch(method, path, { query, body, timeoutMs });
+      try {
+        const text = await response.text();
+        this.#heardAt = Date.now();
+        if (!response.ok) throw refusalFrom(response, text);
+        const answer = JSON.parse(text);
+        if (typeof answer !== "object" || answer === null) throw new Unreachable("no answer of this protocol");
+        return answer;
+      } finally {
+        end();
+      }
+    } finally {
+      this.#requests -= 1;
+      this.#waiting.shift()?.();
+    }
+  }
+
+  // ---- rooms
+
+  async #join(roomId, { since, sync, events }) {
+    this.#end(roomId);
+    const room = new Followed(roomId, events);
+    this.#rooms.set(roomId, room);
+    const query = since ? { after: since.seq, epoch: since.epoch } : { sync };
+    let joined;
+    try {
+      joined = await this.#follow(room, query);
+    } catch (error) {
+      if (this.#rooms.get(roomId) === room) this.#end(roomId);
+      throw error;
+    }
+    return { ...joined, type: "joined" };
+  }
+
+  /**
+   * Opens the way by which a room's events come from now on, and returns its `joined`.
+   *
+   * What was there before goes on until then, and is ended with that.
+   */
+  async #follow(room, query) {
+    const { names } = room;
+    if (Array.isArray(names) && names.length === 0) {
+      const joined = await this.#call("GET", this.#eventsPath(room), { query: { ...query, wait_seconds: 0 } });
+      this.#replace(room, { stream: null, isPolled: false });
+      Object.assign(joined, { events: [], subscriptions: [] });
+      room.took(joined);
+      return joined;
+    }
+    const stream = await this.#openStream(room, { ...query, events: names });
+    if (stream) {
+      const { joined } = stream;
+      this.#replace(room, { stream, isPolled: false });
+      room.took(joined);
+      return joined;
+    }
+    const joined = await this.#call("GET", this.#eventsPath(room), {
+      query: { ...query, events: names, wait_seconds: 0 },
+    });
+    this.#replace(room, { stream: null, isPolled: true });
+    room.took(joined);
+    room.polledAt = Date.now();
+    return joined;
+  }
+
+  #eventsPath(room) {
+    return `rooms/${encodeURIComponent(room.id)}/events`;
+  }
+
+  #replace(room, { stream, isPolled }) {
+    if (room.isOver) {
+      stream?.end();
+      throw new Refusal({ code: "NOT_JOINED", message: "the room was left meanwhile" });
+    }
+    room.stream?.end();
+    Object.assign(room, { stream, isPolled });
+  }
+
+  /** Returns a stream whose `joined` has come, or null if there can be none now. */
+  async #openStream(room, query) {
+    if (this.#streams >= this.#mostStreams) return null;
+    this.#streams += 1;
+    let release = null;
+    let request = null;
+    let isEnded = false;
+    const end = () => {
+      if (isEnded) return;
+      isEnded = true;
+      this.#streams -= 1;
+      release?.();
+      request?.end();
+      this.#waiting.shift()?.();
+    };
+    try {
+      release = await takeShare(this.#source.url.host);
+      if (release === null || !this.alive) {
+        end();
+        return null;
+      }
+      const timeoutMs = Math.min(STREAM_OPENS_MS, this.#source.timeoutMs / 2);
+      const since = Date.now();
+      try {
+        request = await this.#fetch("GET", this.#eventsPath(room), { query, timeoutMs });
+        const { response } = request;
+        if (!response.ok) throw refusalFrom(response, await response.text());
+        const kind = response.headers.get("content-type") ?? "";
+        if (!kind.startsWith("text/event-stream")) throw new Unreachable("not a stream");
+        const stream = { end, heardAt: Date.now() };
+        stream.messages = messagesFrom(response.body, () => (stream.heardAt = this.#heardAt = Date.now()));
+        const { value: joined } = await stream.messages.next();
+        if (joined?.type !== "joined") throw new Unreachable("a stream that does not begin with joined");
+        request.opened();
+        stream.joined = joined;
+        return stream;
+      } catch (error) {
+        if (error instanceof Refusal || Date.now() - since < timeoutMs) throw error;
+        throw new HeldBack();
+      }
+    } catch (error) {
+      end();
+      if (!(error instanceof HeldBack)) throw error;
+      this.#mostStreams = 0; // of no use here; polls are, or the request that follows will tell
+      return null;
+    }
+  }
+
+  /** Passes on what comes on a room's stream, from here on. */
+  async #read(room) {
+    const stream = room?.stream;
+    if (!stream || stream.isRead) return;
+    stream.isRead = true;
+    const isCurrent = () => this.alive && !room.isOver && room.stream === stream;
+    try {
+      for await (const message of stream.messages) {
+        if (!isCurrent()) return;
+        this.#pass(room, message);
+      }
+    } catch {
+      // Broken off, or not what it should be: either way it goes on from the cursor.
+    } finally {
+      stream.end();
+    }
+    if (isCurrent()) this.#lose(room.id);
+  }
+
+  #pass(room, message) {
+    if (message.type === "left") this.#end(room.id);
+    else if (message.type === "event" && message.seq != null) room.seq = message.seq;
+    this._take([message]);
+  }
+
+  #end(roomId) {
+    const room = this.#rooms.get(roomId);
+    this.#rooms.delete(roomId);
+    this.#present.delete(roomId);
+    this.#presenceAt.delete(roomId);
+    room?.end();
+  }
+
+  #lose(roomId, refs = []) {
+    const since = this.#rooms.get(roomId)?.since ?? Date.now();
+    this.#end(roomId);
+    this._take([{ type: LOST, room: roomId, refs, stoodMs: Date.now() - since }]);
+    this.#check();
+  }
+
+  async #resubscribe(roomId, type, events) {
+    const room = this.#rooms.get(roomId);
+    if (!room) throw new Refusal({ code: "NOT_JOINED", message: "the room is not joined" });
+    const before = room.names;
+    let names;
+    if (type === "subscribe") names = events === "*" || before === "*" ? "*" : [...new Set([...before, ...events])];
+    else if (events === "*") names = [];
+    else if (before === "*") {
+      const message = "without WebSockets no single names can be taken out of all: join with those that are wanted";
+      throw new Refusal({ code: "INVALID_REQUEST", message });
+    } else names = before.filter((name) => !events.includes(name));
+    if (names === before || names.length === before.length) {
+      return [{ type: "ok", room: roomId, subscriptions: before, seq: room.seq }];
+    }
+    const { seq, epoch } = room;
+    room.names = names;
+    let joined;
+    try {
+      joined = await this.#follow(room, { after: seq, epoch });
+    } catch (error) {
+      room.names = before;
+      throw error;
+    }
+    if (joined.recovered !== true) throw new Unreachable("it has to be joined again");
+    // As on a socket the wider subscription begins here, not where the room was resumed.
+    const missed = joined.events.filter((event) => isWantedBy(before, event.event));
+    const ok = { type: "ok", room: roomId, subscriptions: joined.subscriptions, seq: room.passed };
+    return [...missed.map((event) => ({ ...event, type: "event", room: roomId })), ok];
+  }
+
+  // ---- what no stream tells
+
+  /** `pingMs` is what the server leaves between two signs of life on a stream. */
+  watchSilence(pingMs) {
+    this.#pingMs = pingMs;
+    this.#ticker ??= setInterval(() => this.#tick(), Math.max(1, this.#source.pollMs / 6));
+  }
+
+  #tick() {
+    this.#findSilence(2);
+    this.#poll();
+  }
+
+  #findSilence(pings) {
+    if (!(this.#pingMs > 0)) return;
+    const now = Date.now();
+    for (const room of [...this.#rooms.values()]) {
+      if (room.stream && now - room.stream.heardAt > this.#pingMs * pings) this.#lose(room.id);
+    }
+    if (now - this.#heardAt > this.#pingMs * pings) this.#check();
+  }
+
+  /** The page is back, or its network has changed. */
+  wakeUp() {
+    this.#findSilence(1.5);
+    if (Date.now() - this.#heardAt > CHECK_MS) this.#check();
+  }
+
+  /** Ends the link if the server cannot be reached at all. */
+  async #check() {
+    if (this.#isChecking || !this.alive || this.connectedAt === null) return;
+    this.#isChecking = true;
+    try {
+      await this.#call("GET", "me");
+    } catch (error) {
+      if (!(error instanceof Refusal)) this.fail(1006, "the server cannot be reached");
+      else if (error.wire.code === "UNAUTHENTICATED") this.#refused(error);
+    } finally {
+      this.#isChecking = false;
+    }
+  }
+
+  /** One thing at a time, whatever is due for longest: a client of many rooms asks no more often. */
+  async #poll() {
+    if (this.#isPolling || !this.alive) return;
+    this.#isPolling = true;
+    try {
+      await this.#pollNext();
+    } catch (error) {
+      if (!(error instanceof Refusal)) this.#check();
+      else if (error.wire.code === "UNAUTHENTICATED") this.#refused(error);
+      // What else is refused here is asked again when its time comes.
+    } finally {
+      this.#isPolling = false;
+    }
+  }
+
+  async #pollNext() {
+    const { pollMs } = this.#source;
+    const due = Date.now() - pollMs;
+    const polled = [...this.#rooms.values()].filter((room) => room.isPolled);
+    if (polled.length > 0 && this.#streams < this.#mostStreams && polled[0].triedAt !== this.#streams) {
+      // A share may be another tab's: asked for once, and again when this one has let one go.
+      polled[0].triedAt = this.#streams;
+      this.#inLine(polled[0].id, () => this.#promote(polled[0]));
+      return;
+    }
+    const oldest = polled.reduce((one, other) => (!one || other.polledAt < one.polledAt ? other : one), null);
+    if (oldest && oldest.polledAt <= due) {
+      oldest.polledAt = Date.now();
+      await this.#pollRoom(oldest);
+      return;
+    }
+    if (this.#source.watchesUnread()) {
+      if (this.#unreadAt <= Date.now() - 5 * pollMs) {
+        this.#unreadAt = Date.now();
+        this.#unreadFrom(await this.#call("GET", "unread"));
+        return;
+      }
+    } else this.#unread = null;
+    const watched = this.#source.presenceRooms();
+    for (const roomId of this.#present.keys()) {
+      if (!watched.includes(roomId)) this.#present.delete(roomId);
+    }
+    const roomId = watched.find((id) => (this.#presenceAt.get(id) ?? 0) <= due);
+    if (roomId === undefined) return;
+    // Put at the end, so that each has its turn.
+    this.#presenceAt.delete(roomId);
+    this.#presenceAt.set(roomId, Date.now());
+    const answer = await this.#call("GET", `rooms/${encodeURIComponent(roomId)}/presence`);
+    if (this.#rooms.has(roomId)) this._take(this.#presenceFrom(roomId, answer).slice(0, -1));
+  }
+
+  async #pollRoom(room) {
+    const { seq: after, epoch, names: events } = room;
+    const isStale = () => room.isOver || !room.isPolled || room.seq !== after || room.names !== events;
+    let answer;
+    try {
+      const query = { after, epoch, events, wait_seconds: 0 };
+      answer = await this.#call("GET", this.#eventsPath(room), { query });
+    } catch (error) {
+      if (isStale() || !(error instanceof Refusal) || JOIN_LATER.has(error.wire.code)) throw error;
+      if (error.wire.code !== "UNAUTHENTICATED") {
+        this.#pass(room, { type: "left", room: room.id, reason: error.wire.code });
+        return;
+      }
+      throw error;
+    }
+    if (isStale()) return;
+    if (answer.recovered !== true) {
+      this.#lose(room.id);
+      return;
+    }
+    for (const event of answer.events) this.#pass(room, { ...event, type: "event", room: room.id });
+    room.seq = answer.seq;
+  }
+
+  /** Gives a polled room a stream. */
+  async #promote(room) {
+    if (room.isOver || !room.isPolled) return;
+    const { seq: after, epoch, names: events } = room;
+    let stream = null;
+    try {
+      stream = await this.#openStream(room, { after, epoch, events });
+    } catch {
+      return; // it is polled on, and that tells what is wrong
+    }
+    if (!stream) return;
+    if (room.isOver || stream.joined.recovered !== true) {
+      stream.end();
+      return;
+    }
+    this.#replace(room, { stream, isPolled: false });
+    for (const event of stream.joined.events) this.#pass(room, { ...event, type: "event", room: room.id });
+    if (room.isOver) return; // by what one of them did
+    room.seq = stream.joined.seq;
+    this.#read(room);
+  }
+
+  /** What has changed since it was last told, and the answer itself. */
+  #presenceFrom(roomId, answer) {
+    const before = this.#present.get(roomId);
+    const users = new Set(answer.users);
+    this.#present.set(roomId, users);
+    const told = { ...answer, type: "presence", room: roomId };
+    if (!before) return [told];
+    const joined = [...users].filter((user) => !before.has(user));
+    const left = [...before].filter((user) => !users.has(user));
+    if (joined.length + left.length === 0) return [told];
+    return [{ type: "presence", room: roomId, joined, left, count: answer.count }, told];
+  }
+
+  #unreadFrom({ unread }) {
+    const before = this.#unread;
+    this.#unread = unread;
+    const changed = Object.entries(unread).filter(([room, count]) => before?.[room] !== count);
+    if (changed.length > 0) this._take([{ type: "unread", unread: Object.fromEntries(changed) }]);
+  }
+
+  _shut() {
+    clearInterval(this.#ticker);
+    for (const roomId of [...this.#rooms.keys()]) this.#end(roomId);
+    for (const controller of this.#controllers) controller.abort();
+    for (const resolve of this.#waiting.splice(0)) resolve();
   }
 }
 
@@ -397,6 +1229,14 @@ class Link {
  * @param {object|Function} [options.auth] Sent with every connect; a function (it may be async)
  *   is called each time, so that it can bring a fresh token.
  * @param {Function} [options.WebSocket] Default: the platform's own.
+ * @param {string[]} [options.transports] Which may be used, the preferred one first. Default:
+ *   ["websocket", "sse"].
+ * @param {Function} [options.fetch] For "sse". Default: the platform's own.
+ * @param {string} [options.credentials] Of the requests of "sse". Default: "same-origin".
+ * @param {number} [options.pollSeconds] How often "sse" asks what no stream tells; unread counts
+ *   five times more seldom. Default: 3.
+ * @param {number} [options.probeSeconds] How long it takes at most until a client that has come
+ *   down to "sse" tries a WebSocket again. Default: 300.
  * @param {() => number} [options.random] In [0, 1); spreads the delays. Default: Math.random.
  * @param {number} [options.maxPendingTriggers] Triggers not yet acked, over all rooms; one more
  *   is refused with PENDING_FULL. Default: 1000.
@@ -416,8 +1256,21 @@ export function createDialogueClient(options) {
 
 class DialogueClient {
   #url;
+  #baseUrl;
   #auth;
   #WebSocket;
+  #fetch;
+  #credentials;
+  /** The usable ones, the preferred one first. */
+  #transports;
+  /** Openings in a row that nothing was heard on. */
+  #deafOpenings = 0;
+  #hasOpenedSocket = false;
+  #probeTimer = null;
+  #probes = 0;
+  /** The WebSocket that is being tried while another transport stands. */
+  #probing = null;
+  #hasToldOfAuth = false;
   #random;
   #limits;
 
@@ -427,6 +1280,7 @@ class DialogueClient {
   #link = null;
   /** Counts attempts to open; what an older attempt still brings is void. */
   #attempt = 0;
+  #attemptAt = 0;
   #failures = 0;
   #openNotBefore = 0;
   #resumesAtOnce = RESUMES_AT_ONCE;
@@ -450,8 +1304,15 @@ class DialogueClient {
   #onError = new Listeners();
   #onState = new Listeners();
   #onJoined = new Listeners();
+  #onRoomCreated = new Listeners();
+  #onRoomUpdated = new Listeners();
+  #onRoomDeleted = new Listeners();
+  #onUnread = new Listeners();
+  /** The request for all unread counts that is on its way, or waits to be made again. */
+  #asksUnread = false;
+  #unreadTimer = null;
 
-  #wake = () => this.#wakeUp();
+  #wake = (event) => this.#wakeUp(event);
 
   userId = null;
   clientId = null;
@@ -462,6 +1323,11 @@ class DialogueClient {
     url,
     auth,
     WebSocket = globalThis.WebSocket,
+    transports = TRANSPORTS,
+    fetch = globalThis.fetch?.bind(globalThis),
+    credentials = "same-origin",
+    pollSeconds = 3,
+    probeSeconds = 300,
     random = Math.random,
     maxPendingTriggers = 1000,
     maxPendingRequests = 1000,
@@ -471,12 +1337,13 @@ class DialogueClient {
     backoffSeconds = 0.5,
     maxBackoffSeconds = 20,
   }) {
-    if (typeof WebSocket !== "function") {
-      throw new TypeError("no WebSocket here; pass one, for example { WebSocket } from the npm package ws");
-    }
+    this.#transports = usable(transports, { WebSocket, fetch });
     this.#url = socketUrl(url);
+    this.#baseUrl = httpUrl(url);
     this.#auth = auth;
     this.#WebSocket = WebSocket;
+    this.#fetch = fetch;
+    this.#credentials = credentials;
     this.#random = random;
     this.#limits = {
       maxPendingTriggers,
@@ -486,6 +1353,8 @@ class DialogueClient {
       connectTimeoutMs: connectTimeoutSeconds * 1000,
       backoffMs: backoffSeconds * 1000,
       maxBackoffMs: maxBackoffSeconds * 1000,
+      pollMs: pollSeconds * 1000,
+      probeMs: probeSeconds * 1000,
     };
   }
 
@@ -496,6 +1365,11 @@ class DialogueClient {
 
   get connected() {
     return this.#state === "connected";
+  }
+
+  /** What the present connection uses: "websocket" or "sse"; null while there is none. */
+  get transport() {
+    return this.#link?.connectedAt == null ? null : this.#link.transport;
   }
 
   /** Data that the server sent to this client alone: `fn(data, event)`. */
@@ -530,6 +1404,30 @@ class DialogueClient {
   /** `fn(room)`, when the server has put this client into a room that it did not ask for. */
   onJoined(fn) {
     return this.#onJoined.add(fn);
+  }
+
+  /** `fn(room)`, when a room is made that this client may see. Not repeated: `listRooms` tells. */
+  onRoomCreated(fn) {
+    return this.#onRoomCreated.add(fn);
+  }
+
+  /** `fn(room)`, when its name, description or size limit has changed. */
+  onRoomUpdated(fn) {
+    return this.#onRoomUpdated.add(fn);
+  }
+
+  /** `fn(roomId)` */
+  onRoomDeleted(fn) {
+    return this.#onRoomDeleted.add(fn);
+  }
+
+  /**
+   * `fn(counts)`: unread counts that have changed, by room, also of rooms not joined.
+   *
+   * The server does not repeat them, so after a lost connection all are asked for and told.
+   */
+  onUnread(fn) {
+    return this.#onUnread.add(fn);
   }
 
   /**
@@ -578,7 +1476,14 @@ class DialogueClient {
     if (room) {
       room._users += 1;
       await room._firstJoin.promise;
-      if (events !== undefined && !room._covers(events)) await room.subscribe(events);
+      if (events === undefined || room._covers(events)) return room;
+      try {
+        await room.subscribe(events);
+      } catch (error) {
+        // Who gets no room cannot leave it; why it was not to be had is what they are told.
+        room.leave().catch(() => {});
+        throw error;
+      }
       return room;
     }
     room = new Room(this, roomId, { sync, events });
@@ -596,14 +1501,34 @@ class DialogueClient {
 
   async listRooms() {
     const { rooms } = await this._request({ type: "rooms" });
-    return rooms.map((room) => ({
-      id: room.id,
-      name: room.name,
-      description: room.description ?? null,
-      size: room.size ?? 0,
-      maxSize: room.max_size ?? null,
-      createdById: room.created_by_id ?? null,
-    }));
+    return rooms.map(roomInfoFrom);
+  }
+
+  /**
+   * Makes a room, which this client's user may delete again; it is not joined by that.
+   *
+   * @throws {DialogueError} PERMISSION_DENIED where the server lets clients make no such room;
+   *   ROOM_EXISTS, which after a lost connection may be this call's own work: `listRooms` tells
+   *   who has made it.
+   */
+  async createRoom(roomId, name, { description, maxSize } = {}) {
+    const command = { type: "create_room", room: roomId, name };
+    if (description) command.description = description;
+    if (maxSize != null) command.max_size = maxSize;
+    await this._request(command);
+  }
+
+  /** Deletes a room that this user has made, with its history. */
+  async deleteRoom(roomId) {
+    await this._request({ type: "delete_room", room: roomId });
+  }
+
+  /** How many events this user has not read, by room; without *rooms* in all of the inbox. */
+  async unread(rooms) {
+    const command = { type: "unread" };
+    if (rooms !== undefined) command.rooms = typeof rooms === "string" ? [rooms] : [...rooms];
+    const { unread } = await this._request(command);
+    return unread;
   }
 
   // ---- connecting
@@ -621,14 +1546,16 @@ class DialogueClient {
     this.#retryTimer = null;
     this.#setState(this.#everConnected ? "resuming" : "connecting");
     if (!isCurrent()) return; // a state handler has called disconnect()
-    this.#attemptTimer = setTimeout(() => {
-      // No link yet means that `auth` is what hangs.
-      if (this.#link) this.#link.fail(1006, "no answer to connect");
-      else this.#retryLater();
-    }, this.#limits.connectTimeoutMs);
-    let auth = this.#auth;
+    this.#attemptAt = Date.now();
+    const transport = this.#nextTransport();
+    const isFirst = transport === "websocket" && this.#transports.length > 1 && !this.#hasOpenedSocket;
+    const { connectTimeoutMs } = this.#limits;
+    const patienceMs = isFirst ? Math.min(connectTimeoutMs, FIRST_OPENING_MS) : connectTimeoutMs;
+    this.#attemptTimer = setTimeout(() => this.#giveUpAttempt(), patienceMs);
+    const ref = this.#nextRef++;
+    let greeting;
     try {
-      if (typeof auth === "function") auth = await auth();
+      greeting = await this.#greeting(ref);
     } catch (cause) {
       if (!isCurrent()) return;
       this.#onError.emit(new DialogueError("AUTH_FAILED", "the auth function threw", { cause }));
@@ -637,12 +1564,10 @@ class DialogueClient {
     }
     if (!isCurrent()) return;
     try {
-      const link = new Link(this.#WebSocket, this.#url, {
+      const link = this.#makeLink(transport, {
         onOpen: () => {
-          this.#connectRef = this.#nextRef++;
-          const command = { type: "connect", ref: this.#connectRef };
-          if (auth != null) command.auth = auth;
-          link.send(JSON.stringify(command));
+          this.#connectRef = ref;
+          link.send(greeting);
         },
         onMessage: (message) => this.#handle(message, link),
         onGone: (close) => this.#gone(link, close),
@@ -650,9 +1575,109 @@ class DialogueClient {
       this.#link = link;
     } catch (cause) {
       // The platform refuses to open it, for example ws: from an https: page.
+      this.#deafOpenings += 1;
       this.#onError.emit(new DialogueError("DISCONNECTED", "the socket could not be opened", { cause }));
       if (isCurrent()) this.#retryLater();
     }
+  }
+
+  async #greeting(ref) {
+    const auth = typeof this.#auth === "function" ? await this.#auth() : this.#auth;
+    return JSON.stringify({ type: "connect", ref, auth: auth ?? undefined });
+  }
+
+  #makeLink(transport, callbacks) {
+    if (transport === "websocket") return new SocketLink(this.#WebSocket, this.#url, callbacks);
+    return new HttpLink({
+      url: this.#baseUrl,
+      fetch: this.#fetch,
+      credentials: this.#credentials,
+      pollMs: this.#limits.pollMs,
+      timeoutMs: this.#limits.requestTimeoutMs,
+      presenceRooms: () =>
+        [...this.#rooms.values()].filter((room) => room._live && room._watchesPresence).map(({ id }) => id),
+      watchesUnread: () => this.#onUnread.size > 0,
+      onUnsendable: (fields) => this.#tellOfAuth(fields),
+      ...callbacks,
+    });
+  }
+
+  #tellOfAuth(fields) {
+    if (this.#hasToldOfAuth) return;
+    this.#hasToldOfAuth = true;
+    const message = `without WebSockets only token and user_id of auth can be sent, not ${fields.join(", ")}`;
+    this.#onError.emit(new DialogueError("AUTH_FAILED", message));
+  }
+
+  /**
+   * The preferred one until it has failed a few times in a row, then both in turn.
+   *
+   * Who has come down to the other begins with that after a lost connection, too: where nothing
+   * else comes through, finding that out again takes long.
+   */
+  #nextTransport() {
+    const [preferred, other = preferred] = this.#transports;
+    const failures = this.#deafOpenings - OPENINGS_BEFORE_FALLBACK;
+    return failures >= 0 && failures % 2 === 0 ? other : preferred;
+  }
+
+  /** Tries a WebSocket now and then beside the transport that stands, and goes over to it. */
+  #probeLater() {
+    const delay = Math.min(this.#limits.probeMs, FIRST_PROBE_MS * 4 ** Math.min(this.#probes++, 10));
+    this.#probeTimer = later(() => this.#probe(), delay * (0.5 + this.#random() / 2));
+  }
+
+  async #probe() {
+    const standing = this.#link;
+    const ref = this.#nextRef++;
+    let greeting;
+    let link;
+    const again = () => {
+      if (this.#link !== standing) return;
+      this.#endProbe();
+      this.#probeLater();
+    };
+    try {
+      greeting = await this.#greeting(ref);
+      if (this.#link !== standing) return;
+      link = this.#makeLink("websocket", {
+        onOpen: () => link.send(greeting),
+        onMessage: (message) => {
+          if (link === this.#link) this.#handle(message, link);
+          else if (message.type === "connected") this.#goOver(link, message, ref);
+          else if (message.type === "error") again();
+        },
+        onGone: (close) => {
+          if (link === this.#link) this.#gone(link, close);
+          else again();
+        },
+      });
+    } catch {
+      again();
+      return;
+    }
+    this.#probing = link;
+    this.#probeTimer = setTimeout(again, this.#limits.connectTimeoutMs);
+  }
+
+  #endProbe() {
+    clearTimeout(this.#probeTimer);
+    this.#probing?.close();
+    this.#probing = null;
+  }
+
+  /** For the rooms it is a lost connection like any other. */
+  #goOver(link, message, ref) {
+    this.#probing = null;
+    clearTimeout(this.#probeTimer);
+    this.#link.close();
+    this.#link = link;
+    this.#connectRef = ref;
+    this.#detach();
+    this.#setState("resuming");
+    if (link !== this.#link) return;
+    this.#onDisconnect.emit({ code: 1000, reason: "a WebSocket comes through", willReconnect: true });
+    if (link === this.#link) this.#connected(message, link);
   }
 
   #backoffMs(failures) {
@@ -665,27 +1690,43 @@ class DialogueClient {
     clearTimeout(this.#attemptTimer);
     clearTimeout(this.#retryTimer);
     const delay = Math.max(this.#backoffMs(this.#failures), this.#openNotBefore - Date.now());
-    this.#retryTimer = setTimeout(() => this.#open(), delay);
+    this.#retryTimer = later(() => this.#open(), delay);
     this.#failures += 1;
     this.#setState(this.#everConnected ? "resuming" : "connecting");
   }
 
-  #wakeUp() {
-    if (globalThis.document?.visibilityState === "hidden") return;
+  /**
+   * Timers stand still while a machine sleeps or a tab is frozen, so what they would have found
+   * is looked for when the page is back, by the wall clock.
+   */
+  #wakeUp({ type, persisted }) {
+    if (type !== "offline" && globalThis.document?.visibilityState === "hidden") return;
     if (this.#retryTimer !== null) {
-      if (Date.now() < this.#openNotBefore) return;
+      if (type === "offline" || Date.now() < this.#openNotBefore) return;
       this.#failures = 0;
       this.#open();
-    } else if (this.#link?.connectedAt != null && this.#link.silentMs > this.#link.silenceMs * 0.75) {
-      // A ping is overdue: the machine slept, or the network under the socket is another one.
-      this.#link.fail(1006, "nothing heard");
+    } else if (this.#link?.connectedAt != null) {
+      // A page from the back/forward cache finds its sockets closed, or dead without a sign.
+      if (persisted) this.#link.fail(1006, "the page was put away");
+      else this.#link.wakeUp();
+    } else if (Date.now() - this.#attemptAt > this.#limits.connectTimeoutMs) {
+      this.#failures = 0;
+      this.#giveUpAttempt();
     }
+  }
+
+  #giveUpAttempt() {
+    // No link yet means that `auth` is what hangs.
+    if (this.#link) this.#link.fail(1006, "no answer to connect");
+    else this.#retryLater();
   }
 
   #gone(link, { code, reason }) {
     if (link !== this.#link) return;
     this.#link = null;
+    this.#endProbe();
     const stood = link.connectedAt !== null;
+    if (!link.hasHeard && code < 4000) this.#deafOpenings += 1;
     if (code === CLOSE_TOO_FAST) this.#openNotBefore = Date.now() + TOO_FAST_MS;
     else if (stood && Date.now() - link.connectedAt > STABLE_MS) this.#failures = 0;
     this.#detach();
@@ -747,6 +1788,8 @@ class DialogueClient {
     clearTimeout(this.#attemptTimer);
     clearTimeout(this.#retryTimer);
     this.#retryTimer = null;
+    clearTimeout(this.#unreadTimer);
+    this.#endProbe();
     for (const type of WAKE_EVENTS) wakeTarget(type)?.removeEventListener?.(type, this.#wake);
     this.#link?.close();
     this.#link = null;
@@ -775,6 +1818,24 @@ class DialogueClient {
       case "rooms":
         this.#settle(message);
         break;
+      case "presence":
+        if (message.ref != null) this.#settle(message);
+        else this.#rooms.get(message.room)?._presenceChanged(message);
+        break;
+      case "unread":
+        if (message.ref != null) this.#settle(message);
+        else this.#onUnread.emit(message.unread);
+        break;
+      case "room_created":
+        this.#onRoomCreated.emit(roomInfoFrom(message));
+        break;
+      case "room_updated":
+        this.#rooms.get(message.id)?._renamed(message.name);
+        this.#onRoomUpdated.emit(roomInfoFrom(message));
+        break;
+      case "room_deleted":
+        this.#onRoomDeleted.emit(message.room);
+        break;
       case "error":
         this.#refused(message, link);
         break;
@@ -793,6 +1854,9 @@ class DialogueClient {
       case "connected":
         this.#connected(message, link);
         break;
+      case LOST:
+        this.#lost(message, link);
+        break;
       default: // a later server may say more; what is not known is not needed
     }
   }
@@ -802,10 +1866,17 @@ class DialogueClient {
     clearTimeout(this.#attemptTimer);
     link.connectedAt = Date.now();
     this.#failures = Math.min(this.#failures, FAILURES_ONCE_CONNECTED);
-    link.watchSilence((message.ping_seconds ?? 0) * 2000);
+    link.watchSilence((message.ping_seconds ?? 0) * 1000);
     this._pageEvents = message.limits?.page_events ?? Infinity;
     link.commandsPerFrame = Math.min(BATCH_COMMANDS, message.limits?.commands_per_frame ?? Infinity);
-    this.clientId = message.client_id;
+    if (link.transport === "websocket") this.#hasOpenedSocket = true;
+    if (link.transport === this.#transports[0]) this.#deafOpenings = 0;
+    else {
+      this.#deafOpenings = OPENINGS_BEFORE_FALLBACK;
+      this.#probes = 0;
+      if (link.transport === "sse") this.#probeLater();
+    }
+    this.clientId = message.client_id ?? null;
     this.userId = message.user_id;
     const resumed = this.#everConnected;
     this.#everConnected = true;
@@ -819,16 +1890,36 @@ class DialogueClient {
     this.#opening?.resolve();
     this.#opening = null;
     link.hold();
+    if (resumed && this.#onUnread.size > 0) this.#askUnread();
     this.#setState("connected");
     this.#onConnect.emit({ clientId: this.clientId, userId: this.userId, resumed });
+  }
+
+  /** Pushes are not repeated: after a lost connection all counts are asked for, once. */
+  #askUnread() {
+    if (this.#asksUnread) return; // one that waits for its answer goes again with the rest
+    this.#asksUnread = true;
+    const answered = this._request({ type: "unread" }, { take: ({ unread }) => this.#onUnread.emit(unread) });
+    answered.then(
+      () => (this.#asksUnread = false),
+      (error) => {
+        this.#asksUnread = false;
+        if (!this.#wanted) return;
+        if (!JOIN_LATER.has(error.code)) this.#onError.emit(error);
+        else this.#unreadTimer = later(() => this.#askUnread(), this._retryMs(error));
+      },
+    );
   }
 
   #refused(message, link) {
     const error = errorFrom(message);
     if (message.ref === this.#connectRef && link.connectedAt === null) {
-      if (error.code === "UNAUTHENTICATED") {
+      if (FINAL_REFUSALS.has(error.code)) {
         link.close(); // the close code that says the same may get lost in a proxy
-        this.#gone(link, { code: CLOSE_UNAUTHENTICATED, reason: error.message });
+        this.#link = null;
+        this.#detach();
+        this.#stop(error, { code: CLOSE_UNAUTHENTICATED, reason: error.message, stood: false });
+        this.#onError.emit(error);
       } else {
         this.#openNotBefore = Date.now() + (error.retryAfterSeconds ?? 0) * 1000;
         this.#onError.emit(error);
@@ -843,8 +1934,12 @@ class DialogueClient {
       return;
     }
     const request = this.#pending.get(message.ref);
-    if (!request) this.#onError.emit(error);
-    else if (request.isTrigger && OUTCOME_UNKNOWN.has(error.code)) this.#triggerAgain(request, error);
+    if (!request) {
+      // The answer to what nobody waits for any more concerns nobody.
+      if (message.ref == null) this.#onError.emit(error);
+    } else if (error.code === "ROOM_NOT_FOUND" && request.deletes && request.sends > 1) {
+      this.#settle(message); // an earlier try has deleted it
+    } else if (request.isTrigger && OUTCOME_UNKNOWN.has(error.code)) this.#triggerAgain(request, error);
     // Whether an earlier try was taken it does not say, so that only another try tells.
     else if (request.isTrigger && request.sends > 1 && TOO_FAST.has(error.code)) {
       this.#triggerAgain(request, error);
@@ -856,11 +1951,12 @@ class DialogueClient {
   /**
    * Sends a command and resolves with its answer. The command must be one that may be sent twice
    * (a read, a change of subscription, a trigger with its key) or `once`: then a lost connection
-   * resolves it with null.
+   * resolves it with null. What must keep its place among the messages is done by `take(answer)`:
+   * the promise's reactions come only after the whole frame.
    *
    * @internal
    */
-  _request(command, { room = null, once = false } = {}) {
+  _request(command, { room = null, once = false, take = null } = {}) {
     const isTrigger = PUBLISHES.has(command.type);
     const { maxPendingTriggers, maxPendingRequests } = this.#limits;
     return new Promise((resolve, reject) => {
@@ -879,7 +1975,9 @@ class DialogueClient {
         text,
         room,
         isTrigger,
+        deletes: command.type === "delete_room",
         once,
+        take,
         resolve,
         reject,
         sent: false,
@@ -933,7 +2031,19 @@ class DialogueClient {
     const request = this.#pending.get(message.ref);
     if (!request) return;
     this.#remove(request);
+    if (message.subscriptions !== undefined) request.room?._subscribed(message);
+    request.take?.(message);
     request.resolve(message);
+  }
+
+  /** @internal How long to wait before the same is asked again. */
+  _retryMs(error, tries = 1) {
+    return Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
+  }
+
+  /** @internal For what belongs to no call. */
+  _trouble(error) {
+    this.#onError.emit(error);
   }
 
   #triggerAgain(request, error) {
@@ -945,12 +2055,11 @@ class DialogueClient {
       return;
     }
     request.sent = false;
-    const delay = Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
     // One pause for the room, not one per trigger: those refused together go again in order.
-    room._pauseTimer ??= setTimeout(() => {
+    room._pauseTimer ??= later(() => {
       room._pauseTimer = null;
       this.#flush(room);
-    }, delay);
+    }, this._retryMs(error, tries));
   }
 
   // ---- rooms
@@ -975,6 +2084,31 @@ class DialogueClient {
     }, this.#limits.requestTimeoutMs);
   }
 
+  /** A room's stream has ended, not the link: the room is joined again where it was. */
+  #lost({ room: roomId, refs, stoodMs }, link) {
+    for (const ref of refs) {
+      const room = link.joins.get(ref);
+      clearTimeout(room?._joinTimer);
+      link.joins.delete(ref);
+      const request = this.#pending.get(ref);
+      if (!request) continue;
+      request.sent = false;
+      clearTimeout(request.timer);
+    }
+    const room = this.#rooms.get(roomId);
+    // Of an earlier membership: this one's own join is on its way.
+    if (!room || [...link.joins.values()].includes(room)) return;
+    room._live = false;
+    room._breaks = stoodMs > STABLE_MS ? 0 : room._breaks + 1;
+    clearTimeout(room._joinTimer);
+    room._joinTimer = later(() => {
+      if (link !== this.#link || room._closed) return;
+      link.resumes.add(room);
+      this.#resumeMore();
+    }, this.#backoffMs(room._breaks));
+    this.#resumeMore();
+  }
+
   /** Resumes the rooms that wait, as many as may be on their way. */
   #resumeMore() {
     const link = this.#link;
@@ -995,11 +2129,8 @@ class DialogueClient {
     const link = this.#link;
     this.#resumesAtOnce = RESUMES_AFTER_REFUSAL;
     if (link.resumePause !== null) return;
-    const delay = Math.max(
-      this.#backoffMs(this.#resumeRefusals++),
-      (error.retryAfterSeconds ?? 0) * 1000,
-    );
-    link.resumePause = setTimeout(() => {
+    const delay = this._retryMs(error, this.#resumeRefusals++);
+    link.resumePause = later(() => {
       link.resumePause = null;
       if (link === this.#link) this.#resumeMore();
     }, delay);
@@ -1013,12 +2144,18 @@ class DialogueClient {
       this.#resumeMore();
       if (room._closed) return; // left again while the answer was on its way
     } else {
-      if (message.ref !== undefined && message.ref !== null) return; // answered after its timeout
+      if (message.ref !== undefined && message.ref !== null) {
+        // Answered after its timeout: nobody wants it, but the server has let the client in.
+        if (!this.#rooms.has(message.room)) {
+          link.send(JSON.stringify({ type: "leave", ref: this.#nextRef++, room: message.room }));
+        }
+        return;
+      }
       // The server has joined this client. A room that we are joining or resuming ourselves stays
       // as it is: taking this cursor would skip what our own join is about to bring.
       room = this.#rooms.get(message.room);
       if (room) {
-        if (room._live) room.subscriptions = message.subscriptions;
+        if (room._live) room._subscribed(message);
         return;
       }
       room = new Room(this, message.room, {});
@@ -1032,6 +2169,7 @@ class DialogueClient {
     room._joined(message);
     // Before any handler runs: a trigger made in one must not overtake those that wait.
     this.#flush(room);
+    room._askPresence();
     if (isFirst) link.hold();
     if (message.recovered === true) room._resume(message.events);
     else {
@@ -1054,8 +2192,8 @@ class DialogueClient {
     } else if (JOIN_LATER.has(error.code)) {
       const link = this.#link;
       if (isTooFast) this.#pauseResumes(error);
-      const delay = Math.max(this.#backoffMs(room._joinFailures++), (error.retryAfterSeconds ?? 0) * 1000);
-      room._joinTimer = setTimeout(() => {
+      const delay = this._retryMs(error, room._joinFailures++);
+      room._joinTimer = later(() => {
         if (link !== this.#link || room._closed) return;
         link.resumes.add(room);
         this.#resumeMore();
@@ -1119,7 +2257,14 @@ class Room {
   #named = new NamedListeners();
   #any = new Listeners();
   #onReset = new Listeners();
+  #onPresence = new Listeners();
   #timelines = new Set();
+  #presents = new Set();
+  #typings = new Set();
+  /** When one's own typing was last told, by event name. */
+  #typingSaidAt = new Map();
+  /** The newest seq that has come: what `markRead` means unless told otherwise. */
+  #newestSeq = 0;
 
   /** What the room's name is, as the server tells it. */
   name = null;
@@ -1139,6 +2284,8 @@ class Room {
   _joinTimer = null;
   _joinFailures = 0;
   _joinSends = 0;
+  /** How often in a row its stream ended soon, over "sse". */
+  _breaks = 0;
   _pauseTimer = null;
 
   constructor(client, id, options) {
@@ -1167,6 +2314,11 @@ class Room {
     return this.#onReset.add(fn);
   }
 
+  /** `fn({joined, left, count})`: users, each counted once over all connections. */
+  onPresence(fn) {
+    return this.#onPresence.add(fn);
+  }
+
   /** `fn(reason)`: removed from the room by the server. Not called for `leave()`. */
   onLeft(fn) {
     return this._onLeft.add(fn);
@@ -1186,7 +2338,10 @@ class Room {
   async trigger(event, data, { meta, key = newKey() } = {}) {
     const command = { type: "trigger", room: this.id, event, data: data ?? null, key };
     if (meta !== undefined) command.meta = meta;
-    return this.#publish(command);
+    const ack = await this.#publish(command);
+    // Everyone takes a recorded event for the end of its sender's typing.
+    if (ack.seq !== null) this.#typingSaidAt.clear();
+    return ack;
   }
 
   async #publish(command) {
@@ -1228,8 +2383,88 @@ class Room {
   }
 
   async #changeSubscription(type, events) {
-    const ok = await this.#client._request({ type, room: this.id, events }, { room: this });
-    if (ok.subscriptions !== undefined) this.subscriptions = ok.subscriptions;
+    await this.#client._request({ type, room: this.id, events }, { room: this });
+  }
+
+  /**
+   * Marks the room's events through *seq* as read by this user, on all devices; it never goes back.
+   *
+   * Without *seq* through the newest event that has come. Resolves with how many are unread then.
+   */
+  async markRead(seq = this.#newestSeq) {
+    const { unread } = await this.#client._request({ type: "mark_read", room: this.id, seq }, { room: this });
+    return unread;
+  }
+
+  /** Who is in the room now: `{users, count}`. */
+  async presence() {
+    return presenceFrom(await this.#client._request({ type: "presence", room: this.id }, { room: this }));
+  }
+
+  /** Who is in the room, kept up to date over lost connections, too, until it is closed or left. */
+  presentUsers() {
+    const live = new PresentUsers({
+      ask: (take) => this.#client._request({ type: "presence", room: this.id }, { room: this, take }),
+      retryMs: (error, tries) => this.#client._retryMs(error, tries),
+      onError: (error) => this.#client._trouble(error),
+      onClose: () => this.#presents.delete(live),
+    });
+    if (this._closed) return live;
+    this.#presents.add(live);
+    live._ask();
+    return live;
+  }
+
+  /**
+   * Says that one is typing, or no more; call it at every stroke.
+   *
+   * It triggers the ephemeral *event* with `{is_typing}` when that changes, and every few seconds
+   * while it goes on. A recorded event that is triggered here ends the typing by itself. While the
+   * room is not joined (over a lost connection, or without WebSockets) nothing is said.
+   */
+  async setTyping(isTyping = true, { event = "typing", meta } = {}) {
+    if (!this._live || this.#client.transport === "sse") {
+      this.#typingSaidAt.delete(event);
+      return;
+    }
+    const saidAt = this.#typingSaidAt.get(event);
+    const now = performance.now();
+    if (!isTyping) {
+      if (!this.#typingSaidAt.delete(event)) return;
+    } else if (saidAt !== undefined && now < saidAt + TYPING_REPEAT_MS) return;
+    else this.#typingSaidAt.set(event, now);
+    const command = { type: "trigger", room: this.id, event, data: { is_typing: Boolean(isTyping) }, key: newKey() };
+    if (meta !== undefined) command.meta = meta;
+    try {
+      const ok = await this.#client._request(command, { room: this, once: true });
+      if (ok === null) this.#typingSaidAt.delete(event); // the connection was lost, and it with that
+    } catch (error) {
+      this.#typingSaidAt.delete(event);
+      throw error;
+    }
+  }
+
+  /**
+   * Who else is typing, kept up to date until it is closed or the room is left.
+   *
+   * A user is dropped who says so, whose recorded event comes, who leaves the room, or who was
+   * not heard of for some seconds.
+   *
+   * @param {object} [options]
+   * @param {string} [options.event] The ephemeral event that tells of it; the subscription must
+   *   have it. Default: "typing".
+   * @param {number} [options.seconds] How long someone stays without another event, above 0.
+   *   Default: 6.
+   */
+  typingUsers({ event = "typing", seconds = TYPING_SECONDS } = {}) {
+    const live = new TypingUsers({
+      event,
+      seconds,
+      userId: () => this.#client.userId,
+      onClose: () => this.#typings.delete(live),
+    });
+    if (!this._closed) this.#typings.add(live);
+    return live;
   }
 
   /**
@@ -1329,6 +2564,7 @@ class Room {
     this._joinFailures = 0;
     this.name = message.name ?? this.name;
     this.subscriptions = message.subscriptions ?? "*";
+    if (message.recovered !== true) this.#newestSeq = message.seq;
     // A resumed cursor moves with its events; any other start is the server's word alone, for
     // under another epoch a smaller seq is the right one.
     if (message.recovered !== true) this._cursor = { seq: message.seq, epoch: message.epoch };
@@ -1352,7 +2588,9 @@ class Room {
     if (event.seq !== null) {
       if (event.seq <= this._cursor.seq) return;
       this.#advance(event.seq);
+      this.#newestSeq = event.seq;
     }
+    for (const typing of this.#typings) typing._receive(event);
     for (const timeline of this.#timelines) timeline._receive(event);
     this.#named.emit(event.event, event);
     this.#any.emit(event);
@@ -1362,12 +2600,231 @@ class Room {
     if (seq > this._cursor.seq) this._cursor = { seq, epoch: this._cursor.epoch };
   }
 
+  /** The answer to a change of the subscription: everything of it through `seq` came before. */
+  _subscribed({ subscriptions, seq }) {
+    this.subscriptions = subscriptions;
+    // Without this a resume would replay what a wider subscription does not reach back to.
+    if (this._live && seq != null) this.#advance(seq);
+  }
+
+  _renamed(name) {
+    this.name = name ?? this.name;
+  }
+
+  _presenceChanged({ joined = [], left = [], count }) {
+    if (!this._live) return;
+    const change = Object.freeze({ joined: Object.freeze(joined), left: Object.freeze(left), count });
+    for (const present of this.#presents) present._change(change);
+    for (const typing of this.#typings) typing._stopped(left);
+    this.#onPresence.emit(change);
+  }
+
+  get _watchesPresence() {
+    return this.#onPresence.size > 0 || this.#presents.size > 0;
+  }
+
+  _askPresence() {
+    for (const present of this.#presents) present._ask();
+  }
+
   _close() {
     this._closed = true;
+    for (const live of [...this.#presents, ...this.#typings]) live._end();
     this._live = false;
     clearTimeout(this._joinTimer);
     clearTimeout(this._pauseTimer);
     this._pauseTimer = null;
+  }
+}
+
+// --------------------------------------------------------------------------- presence and typing
+
+/** Something that changes: `subscribe(fn)`, `getSnapshot()`, `close()`. */
+class Live {
+  #listeners = new Listeners();
+  #onClose;
+  #snapshot = null;
+  #isNotifying = false;
+
+  _closed = false;
+
+  constructor(onClose) {
+    this.#onClose = onClose;
+  }
+
+  /** `fn()` is called after changes, once per microtask however many there were. */
+  subscribe(fn) {
+    return this.#listeners.add(() => fn());
+  }
+
+  /** Frozen; the same object until something changes. */
+  getSnapshot() {
+    this.#snapshot ??= Object.freeze(this._value());
+    return this.#snapshot;
+  }
+
+  /** No changes from now on. */
+  close() {
+    this._closed = true;
+    this._stop();
+    this.#onClose();
+  }
+
+  /** The room has ended, and what was known of it with that. */
+  _end() {
+    this._clear();
+    this.close();
+  }
+
+  _changed() {
+    this.#snapshot = null;
+    if (this.#isNotifying) return;
+    this.#isNotifying = true;
+    queueMicrotask(() => {
+      this.#isNotifying = false;
+      this.#listeners.emit();
+    });
+  }
+}
+
+/**
+ * Who is in a room: `{users, count}`.
+ *
+ * The server's answer knows of every change told before it; a change told after it may tell what
+ * it knew already. So changes are applied to a set.
+ */
+class PresentUsers extends Live {
+  #source;
+  /** At most MAX_PRESENT, or as many as the server has told at once. */
+  #users = new Set();
+  #count = 0;
+  #told = 0;
+  #isAsking = false;
+  #failures = 0;
+  #timer = null;
+
+  constructor(source) {
+    super(source.onClose);
+    this.#source = source;
+  }
+
+  _value() {
+    return { users: Object.freeze([...this.#users]), count: this.#count };
+  }
+
+  /** Asks who is there. One that is on its way already goes again with what a lost connection left. */
+  _ask() {
+    clearTimeout(this.#timer);
+    if (this.#isAsking || this._closed) return;
+    this.#isAsking = true;
+    this.#source.ask((answer) => this.#answered(answer)).then(
+      () => (this.#isAsking = false),
+      (error) => {
+        this.#isAsking = false;
+        if (this._closed || ["DISCONNECTED", "NOT_JOINED"].includes(error.code)) return;
+        if (JOIN_LATER.has(error.code)) {
+          this.#timer = later(() => this._ask(), this.#source.retryMs(error, this.#failures++));
+        } else this.#source.onError(error);
+      },
+    );
+  }
+
+  #answered(answer) {
+    if (this._closed) return;
+    this.#failures = 0;
+    this.#users = new Set(answer.users);
+    this.#told = this.#users.size;
+    this.#count = answer.count ?? this.#told;
+    this._changed();
+  }
+
+  _change({ joined, left, count }) {
+    for (const user of left) this.#users.delete(user);
+    const most = Math.max(MAX_PRESENT, this.#told);
+    for (const user of joined) {
+      if (this.#users.size < most) this.#users.add(user);
+    }
+    this.#count = count;
+    this._changed();
+    // Of a room with more than are named at once so many have gone that others can be named.
+    if (this.#users.size < count && this.#users.size < this.#told / 2) this._ask();
+  }
+
+  _clear() {
+    this.#users.clear();
+    this.#count = 0;
+    this._changed();
+  }
+
+  _stop() {
+    clearTimeout(this.#timer);
+  }
+}
+
+/**
+ * Who else is typing, in the order in which they began.
+ *
+ * By convention the event's data is `{is_typing: true}` or `{is_typing: false}`; any other data
+ * says that its sender is typing.
+ */
+class TypingUsers extends Live {
+  #event;
+  #userId;
+  #milliseconds;
+  /** Until when, by user. At most MAX_TYPISTS. */
+  #until = new Map();
+  #timer = null;
+
+  constructor({ event, seconds, userId, onClose }) {
+    if (!(seconds > 0)) throw new TypeError(`seconds is above 0, not ${seconds}`);
+    super(onClose);
+    this.#event = event;
+    this.#userId = userId;
+    this.#milliseconds = seconds * 1000;
+  }
+
+  _value() {
+    return [...this.#until.keys()];
+  }
+
+  _receive({ event, seq, from, data }) {
+    if (seq !== null) this._stopped([from]);
+    else if (event !== this.#event || from === this.#userId()) return;
+    else if (data?.is_typing === false) this._stopped([from]);
+    else this.#heard(from);
+  }
+
+  #heard(user) {
+    const isNew = !this.#until.has(user);
+    if (isNew && this.#until.size >= MAX_TYPISTS) this.#until.delete(this.#until.keys().next().value);
+    this.#until.set(user, performance.now() + this.#milliseconds);
+    // A timer that is too early comes back, so an event need not move it.
+    this.#timer ??= later(() => this.#expire(), this.#milliseconds);
+    if (isNew) this._changed();
+  }
+
+  _stopped(users) {
+    let hasChanged = false;
+    for (const user of users) hasChanged = this.#until.delete(user) || hasChanged;
+    if (this.#until.size === 0) this._stop();
+    if (hasChanged) this._changed();
+  }
+
+  #expire() {
+    this.#timer = null;
+    const now = performance.now();
+    this._stopped([...this.#until].filter(([, until]) => until <= now).map(([user]) => user));
+    if (this.#until.size === 0) return;
+    this.#timer = later(() => this.#expire(), Math.max(1, Math.min(...this.#until.values()) - now));
+  }
+
+  _clear() {
+    this._stopped([...this.#until.keys()]);
+  }
+
+  _stop() {
+    clearTimeout(this.#timer);
+    this.#timer = null;
   }
 }
 

@@ -84,12 +84,9 @@ test("messages of a later server are passed over", async () => {
   const event = { type: "event", room: "general", event: "message", from: "bob", timestamp: 1 };
   server.tell(
     server.connection,
-    { type: "presence", room: "general", joined: ["bob"], count: 2 },
+    { type: "presence", room: "elsewhere", joined: ["bob"], count: 2 },
     { type: "presence", ref: 99, room: "general", users: [], count: 0 },
-    { type: "unread", unread: { other: 1 } },
-    { type: "room_created", id: "new", name: "New" },
-    { type: "room_updated", id: "general", name: "G" },
-    { type: "room_deleted", room: "new" },
+    { type: "error", ref: 99, code: "INTERNAL", message: "of what nobody waits for" },
     { type: "of a later version", room: "general" },
     { ...event, id: 1, seq: 1, data: "still here" },
   );
@@ -132,7 +129,7 @@ test("many rooms are back although joins and errors are limited", async () => {
 
 test("what is sent again and is too fast then is tried again", async () => {
   const server = new Server();
-  const client = connectedTo(server);
+  const client = connectedTo(server, { maxBackoffSeconds: 0.05 });
   await client.connect();
   const room = await client.join("general");
   const tooFast = (connection, command) =>
@@ -182,4 +179,179 @@ test("after 4009 the client stays away for a while", async () => {
     client.disconnect();
     mock.timers.reset();
   }
+});
+
+/** Wakes the client as a page does. Node has no events on globalThis, so those added are kept here. */
+function pageEvents() {
+  const handlers = new Map();
+  globalThis.addEventListener = (type, fn) => handlers.set(type, fn);
+  globalThis.removeEventListener = (type) => handlers.delete(type);
+  return { fire: (type, fields = {}) => handlers.get(type)({ type, ...fields }), handlers };
+}
+
+/** A client that is connected to a server that pings every 25 s, under timers that the test moves. */
+async function asleep(t) {
+  const page = pageEvents();
+  const server = new Server();
+  server.intercept = (connection, { type, ref }) => {
+    if (type !== "connect") return false;
+    server.tell(connection, { type: "connected", ref, client_id: "c", user_id: "ann", ping_seconds: 25 });
+    return true;
+  };
+  const client = connectedTo(server, { random: () => 0 });
+  mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+  t.after(() => {
+    client.disconnect();
+    mock.timers.reset();
+    delete globalThis.addEventListener;
+    delete globalThis.removeEventListener;
+    assert.equal(page.handlers.size, 0);
+  });
+  await client.connect();
+  return { page, server, client };
+}
+
+async function turns() {
+  for (let turn = 0; turn < 10; turn += 1) await Promise.resolve();
+}
+
+test("a page that comes back finds the silence by the wall clock, and reconnects at once", async (t) => {
+  const { page, server, client } = await asleep(t);
+  const states = [];
+  client.onState((state) => states.push(state));
+  // Frozen: the clock goes on, no timer runs.
+  mock.timers.setTime(Date.now() + 300_000);
+  page.fire("focus");
+  assert.deepEqual(states, ["resuming"]);
+  mock.timers.tick(0);
+  await turns();
+  assert.equal(server.connections.length, 2);
+  assert.equal(client.state, "connected");
+});
+
+test("a page from the back/forward cache takes its connection for dead", async (t) => {
+  const { page, server } = await asleep(t);
+  page.fire("pageshow", { persisted: false });
+  await turns();
+  assert.equal(server.connections.length, 1);
+  page.fire("pageshow", { persisted: true });
+  mock.timers.tick(0);
+  await turns();
+  assert.equal(server.connections.length, 2);
+});
+
+test("a half-open connection is found soon after the network has changed, a good one is kept", async (t) => {
+  const { page, server, client } = await asleep(t);
+  mock.timers.tick(10_000);
+  page.fire("online");
+  page.fire("focus");
+  await turns();
+  const checks = server.commands.filter(({ type }) => type === "unread");
+  assert.deepEqual(checks, [{ type: "unread", ref: 0, rooms: [] }]);
+  server.tell(server.connection, { type: "unread", ref: 0, unread: {} });
+  await turns();
+  mock.timers.tick(5_000);
+  assert.equal(client.state, "connected");
+
+  page.fire("offline");
+  await turns();
+  mock.timers.tick(4_999);
+  assert.equal(client.state, "connected");
+  mock.timers.tick(1);
+  assert.equal(client.state, "resuming");
+});
+
+test("an attempt that a sleep has made too old is given up when the page is back", async (t) => {
+  const { page, server, client } = await asleep(t);
+  server.intercept = () => true; // no answer to connect
+  server.lose();
+  mock.timers.tick(0);
+  await turns();
+  assert.equal(server.connections.length, 2);
+  page.fire("focus");
+  await turns();
+  assert.equal(server.connections.length, 2);
+  mock.timers.setTime(Date.now() + 60_000);
+  server.intercept = () => false;
+  page.fire("focus");
+  mock.timers.tick(0);
+  await turns();
+  assert.equal(server.connections.length, 3);
+  assert.equal(client.state, "connected");
+});
+
+test("handshakes that are refused, break or hang are tried again without end", async () => {
+  const server = new Server();
+  const Opening = server.WebSocket;
+  let attempts = 0;
+  const outcomes = [
+    () => assert.fail("refused by the platform"),
+    (socket) => queueMicrotask(() => socket.onclose?.({ code: 1006, reason: "" })), // a 503
+    () => {}, // hangs
+  ];
+  class Stubborn {
+    constructor(url) {
+      attempts += 1;
+      if (attempts > 30) return new Opening(url);
+      outcomes[attempts % 3](this);
+    }
+    close() {}
+  }
+  const client = connectedTo(server, {
+    WebSocket: Stubborn,
+    connectTimeoutSeconds: 0.005,
+    maxBackoffSeconds: 0.01,
+    transports: ["websocket"],
+  });
+  const states = new Set();
+  client.onState((state) => states.add(state));
+  await client.connect();
+  assert.deepEqual([...states], ["connecting", "connected"]);
+  client.disconnect();
+});
+
+test("a time to wait that no timer takes is not the same as none", async () => {
+  const server = new Server();
+  const client = connectedTo(server);
+  await client.connect();
+  server.intercept = (connection, command) =>
+    command.type === "connect" && server.refuse(connection, command, "RATE_LIMITED", { retry_after_seconds: 1e9 });
+  server.lose();
+  await until(() => client.errors.length);
+  for (let turn = 0; turn < 20; turn += 1) await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.equal(server.connections.length, 2);
+  client.disconnect();
+});
+
+test("a join that is answered after its time is left again", async () => {
+  const server = new Server();
+  const client = connectedTo(server, { requestTimeoutSeconds: 0.01 });
+  await client.connect();
+  let late;
+  server.intercept = (connection, command) => command.type === "join" && (late = command) !== undefined;
+  await assert.rejects(client.join("general"), { code: "TIMEOUT" });
+  const message = { type: "joined", ref: late.ref, room: "general", seq: 0, epoch: "e", events: [], recovered: null };
+  server.tell(server.connection, message);
+  await until(() => server.commands.some(({ type, room }) => type === "leave" && room === "general"));
+  assert.equal(client.getRoom("general"), undefined);
+  client.disconnect();
+});
+
+test("a deletion that was taken before the connection was lost is done", async () => {
+  const server = new Server();
+  const client = connectedTo(server);
+  await client.connect();
+  server.intercept = (_, { type }) => type === "delete_room" || type === "create_room";
+  const deleted = client.deleteRoom("club");
+  const created = client.createRoom("club", "Club");
+  await until(() => server.commands.some(({ type }) => type === "create_room"));
+  server.intercept = (connection, command) => {
+    if (command.type === "delete_room") return server.refuse(connection, command, "ROOM_NOT_FOUND");
+    return command.type === "create_room" && server.refuse(connection, command, "ROOM_EXISTS");
+  };
+  server.lose();
+  await deleted;
+  await assert.rejects(created, { code: "ROOM_EXISTS" });
+  await assert.rejects(client.deleteRoom("club"), { code: "ROOM_NOT_FOUND" });
+  client.disconnect();
 });

@@ -89,6 +89,11 @@ export class WebSocket {
     this.#writeClose(code, reason);
   }
 
+  /** Loses the connection without a close frame. */
+  terminate() {
+    this.#socket.destroy();
+  }
+
   // ---- what comes in
 
   #received(chunk) {

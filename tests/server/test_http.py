@@ -718,6 +718,9 @@ async def test_a_page_of_another_origin_is_refused(path: str, caplog: pytest.Log
 async def test_an_allowed_origin_may_read_the_answer(path: str) -> None:
     """Its browser asks first, and is told; refusals can be read too."""
     method = "POST" if path.endswith("/events") else "GET"
+    methods = {"/rooms": "GET, POST, OPTIONS", "/rooms/general/events": "GET, POST, OPTIONS"}.get(
+        path, "GET, OPTIONS"
+    )
     async with requests(with_users(allowed_origins=[GOOD])) as http:
         preflight = await http.options(
             path,
@@ -728,8 +731,10 @@ async def test_an_allowed_origin_may_read_the_answer(path: str) -> None:
             },
         )
         assert preflight.status_code == 204
-        assert preflight.headers["access-control-allow-methods"] == f"{method}, OPTIONS"
-        assert preflight.headers["access-control-allow-headers"] == "Authorization, Content-Type"
+        assert preflight.headers["access-control-allow-methods"] == methods
+        assert (
+            preflight.headers["access-control-allow-headers"] == "Authorization, Content-Type, Last-Event-ID"
+        )
         for answer in (
             preflight,
             await ask(http, path, Origin=GOOD, **bearer("ann")),
@@ -741,7 +746,7 @@ async def test_an_allowed_origin_may_read_the_answer(path: str) -> None:
             assert answer.headers["vary"] == "Origin"
         assert code(answer, 401) == "UNAUTHENTICATED"
         plain = await http.options(path)
-        assert (plain.status_code, plain.headers["allow"]) == (204, f"{method}, OPTIONS")
+        assert (plain.status_code, plain.headers["allow"]) == (204, methods)
 
 
 async def test_any_origin_may_come_without_cookies() -> None:
@@ -865,6 +870,11 @@ def test_openapi_names_the_routes() -> None:
     history = document["paths"]["/one/rooms/{room}/history"]["get"]["parameters"]
     assert {"event", "kind", "before", "after", "around", "epoch", "cursor", "start", "end", "limit"} < {
         parameter["name"] for parameter in history
+    }
+    stream = document["paths"]["/one/rooms/{room}/events"]["get"]
+    assert set(stream["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert {"after", "epoch", "events", "sync", "wait_seconds", "Last-Event-ID"} < {
+        parameter["name"] for parameter in stream["parameters"]
     }
     body = document["paths"]["/one/rooms/{room}/events"]["post"]["requestBody"]["content"]
     assert list(body) == ["application/json"]
