@@ -297,7 +297,7 @@ class Room:
         events: list[Event[Any]] = []
         fields: dict[str, Any] = {"start": start, "end": end}
         while (missing := end - start - len(events)) > 0:
-            page = await self._page({"event": self._name(event), "limit": self._limit(missing), **fields})
+            page = await self._page({"event": self._name(event), **fields})
             events.extend(reversed(page.events[-missing:]))
             if page.gap is not None and page.gap.reason == "tier_unavailable":
                 # `next` stays where the failing tier begins: going on would ask it again without a pause.
@@ -305,7 +305,7 @@ class Room:
             if page.next is None:
                 break
             # A page is shorter than asked for where the server's limits say so.
-            fields = {"cursor": page.next}
+            fields = {"cursor": page.next, "limit": self._limit(end - start - len(events))}
         return events
 
     async def page(

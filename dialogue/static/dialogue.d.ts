@@ -348,7 +348,10 @@ export interface Room<Events extends EventMap = EventMap> {
 export interface TimelineOptions {
   /** Events asked for at a time. Default: 50. */
   pageSize?: number;
-  /** Most recorded entries held; what is far from where one reads is dropped and loaded again. Default: 1000. */
+  /**
+   * Most recorded entries held, at least two pages; what is far from where one reads is dropped and
+   * loaded again. More are held only where what is dropped could not be found again. Default: 1000.
+   */
   maxEntries?: number;
 }
 
@@ -379,9 +382,9 @@ export interface Timeline<Data = any, Name extends string = string> {
   getSnapshot(): TimelineSnapshot<Data, Name>;
   /** Never rejects: see `error` and `gaps` of the snapshot. While it loads, the same promise again. */
   loadOlder(): Promise<void>;
-  /** The same towards newer entries that were dropped. */
+  /** The same towards newer entries that were dropped, until the list has joined the live end. */
   loadNewer(): Promise<void>;
-  /** Begins again with the newest page, for a "jump to the newest". */
+  /** Begins again with the newest page, for a "jump to the newest"; at the live end there is nothing to do. */
   loadNewest(): Promise<void>;
   /** Loads a page into a hole with the reason "missed", or tries a "tier_unavailable" one again. */
   fill(gap: TimelineGap): Promise<void>;

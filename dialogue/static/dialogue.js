@@ -2281,6 +2281,8 @@ class Room {
   _firstJoin = deferred();
   /** The room's seq when the join that resumes was answered: nothing is missed through here. */
   _resumeThrough = 0;
+  /** What the last join could not bring, as `{fromSeq, throughSeq}`; null under another epoch. */
+  _missed = null;
   _joinTimer = null;
   _joinFailures = 0;
   _joinSends = 0;
@@ -2520,24 +2522,29 @@ class Room {
   }
 
   /**
-   * An ordered list of history and live events that loads older pages on demand.
+   * An ordered list of history and live events that loads older and newer pages on demand.
    *
    * @param {string|string[]} [events] Which names; default: all. The subscription must have them.
    * @param {object} [options]
    * @param {number} [options.pageSize] Events asked for at a time. Default: 50.
+   * @param {number} [options.maxEntries] Most recorded entries held, at least two pages. More only
+   *   where what is dropped could not be found again, and for the moment that it takes to ask.
+   *   Default: 1000.
    */
-  timeline(events, { pageSize = 50 } = {}) {
+  timeline(events, { pageSize = 50, maxEntries = 1000 } = {}) {
     const names = events === undefined ? "*" : namesFrom(events);
     const event = names !== "*" && names.length === 1 ? names[0] : undefined;
-    const timeline = new Timeline({
+    const source = {
       names: names === "*" ? null : names,
       roomId: this.id,
+      pageSize,
       userId: () => this.#client.userId,
-      epoch: () => this._cursor?.epoch,
-      fetch: (cursor) => this.page({ event, cursor, limit: pageSize }),
+      cursor: () => this._cursor,
+      fetch: (query) => this.page({ event, limit: pageSize, ...query }),
       publish: (event, data, options) => this.trigger(event, data, options),
       onClose: () => this.#timelines.delete(timeline),
-    });
+    };
+    const timeline = new Timeline(source, { maxEntries: Math.max(maxEntries, 2 * pageSize) });
     // In this order: an event that comes between the two is in the list, not lost.
     this.#timelines.add(timeline);
     timeline.loadOlder();
@@ -2567,8 +2574,13 @@ class Room {
     if (message.recovered !== true) this.#newestSeq = message.seq;
     // A resumed cursor moves with its events; any other start is the server's word alone, for
     // under another epoch a smaller seq is the right one.
-    if (message.recovered !== true) this._cursor = { seq: message.seq, epoch: message.epoch };
-    else this._resumeThrough = message.seq;
+    const { seq, epoch } = message;
+    const last = this._cursor;
+    if (message.recovered === true) this._resumeThrough = seq;
+    else {
+      this._missed = last?.epoch === epoch && last.seq <= seq ? { fromSeq: last.seq + 1, throughSeq: seq } : null;
+      this._cursor = { seq, epoch };
+    }
     this._firstJoin.resolve();
   }
 
@@ -2578,7 +2590,7 @@ class Room {
   }
 
   _reset() {
-    for (const timeline of this.#timelines) timeline._reset();
+    for (const timeline of this.#timelines) timeline._reset(this._missed);
     this.#onReset.emit();
   }
 
@@ -2833,51 +2845,103 @@ class TypingUsers extends Live {
 /** Failed entries beyond this make room for new ones, the oldest first. */
 const MAX_OPTIMISTIC = 200;
 
-/** Edits remembered while a page is on its way; see `#changes`. */
+/** Edits remembered while a page is on its way; past that the page is asked for again. */
 const MAX_CHANGES = 1000;
 
+/** Events asked for at a time where entries that are held are read again. */
+const RENEW_EVENTS = 200;
+
+/** Jobs that no caller waits for: `loading` does not speak of them. */
+const QUIET_JOBS = new Set(["mark", "renew"]);
+
 /**
- * Older pages, live events and events being sent, as one list without doubles or holes.
+ * Older pages, live events and events being sent, as one list without doubles or unnamed holes.
  *
- * Why there are no holes: the timeline gets every live event from before its first request on.
- * The server answers that request with the newest page as of some seq P, and tells everyone in
- * the room of whatever comes after P. So each event is in the page, or behind its `next`, or
- * comes live; one that is in two of these has one seq and enters once. A lost connection changes
- * nothing: resumed events come in as live ones, and if some cannot be had the room resets it.
+ * What it holds is one run of entries in room order, with the holes in it named. Each of its two
+ * ends is either the room's own or a place to read on from:
  *
- * It does no I/O of its own: `fetch` and `publish` are given.
+ *   - The old end goes on with `#older`. Whatever is dropped there is dropped up to a *mark*: an
+ *     entry below which a cursor of the server is known to go on. Rows of an archive have no seq to
+ *     come back by, and an event that has one now may be such a row when it is asked for again; the
+ *     server's cursors stay exact for both. Without a mark in reach more is held than asked for.
+ *   - The new end is the room's live end, or (`hasNewer`) goes on above the seq of the newest entry.
+ *     In the first case every live event is appended; in the second none is, for between it and the
+ *     newest entry there is what was dropped.
+ *
+ * Why nothing is missed between a page and the live events: the timeline gets every live event from
+ * before its request on. The server answers with what there is as of some seq P, and tells everyone
+ * in the room of whatever comes after P. So each event is in the page, or beyond it in the direction
+ * of reading, or comes live; one that is in two of these has one seq and enters once.
+ *
+ * It does no I/O of its own (`fetch` and `publish` are given), and at most one read at a time.
  */
 class Timeline {
   #source;
   #names;
+  #maxEntries;
   #listeners = new Listeners();
 
-  /** In room order. Grows with every page; a bound would drop far-off entries in `#merge`. */
+  /** In room order, oldest first. See `#trimOldest` and `#trimNewest` for its bound. */
   #recorded = [];
+  /** The seqs of `#recorded`. */
   #seqs = new Set();
-  /** Not recorded yet, or refused; in the order sent. At most MAX_OPTIMISTIC. */
+  /** Not recorded yet, or refused, or not here yet; in the order sent. At most MAX_OPTIMISTIC. */
   #optimistic = [];
-  /**
-   * Edits that came while a page was on its way, by target. The page may have been read before
-   * the edit and arrive after it. Emptied when the page is in; at most MAX_CHANGES, oldest out.
-   */
-  #changes = new Map();
+  /** The seqs of those that are acked, by key. */
+  #acks = new Map();
 
-  #cursor = undefined;
+  /** How to read on at the old end: `{}` (the newest page), a cursor or a seq. */
+  #older = {};
   #hasOlder = true;
-  #loading = null;
-  #error = null;
-  #gaps = [];
+  /** A cursor that goes on at the new end; null: above the newest entry. Only of use with `#hasNewer`. */
+  #newer = null;
+  #hasNewer = false;
+  #isFollowing = true;
+  /** Whether the first page is here. */
+  #isStarted = false;
+  /** Whether rows without seq are held, or have been since it began. */
+  #hasRows = false;
+
+  /** How to read what lies directly below an entry, by uid. */
+  #marks = new Map();
+  /** A mark above every entry held so far: `{seq, query}`. */
+  #nextMark = null;
+  #sinceMark = 0;
+  /** Whether a mark that was missing was found; else it is waited for one at the newest end. */
+  #canMark = true;
+
+  /**
+   * Oldest first: `{fromSeq, throughSeq, reason, afterUid, query, shown}`. One with `afterUid` null
+   * lies at the old end, where `loadOlder` tries again what can be tried.
+   */
+  #holes = [];
+  /** The hole that the newest page after a rejoin ends. */
+  #newestHole = null;
+  /** `{after, through}`: entries here may have been changed while this client was away. */
+  #stale = null;
+
+  /**
+   * Edits that came while a page is on its way, by target: the page may have been read before the
+   * edit and arrive after it. Null: the page is void, or none is on its way. At most MAX_CHANGES.
+   */
+  #changes = null;
+  /** Live events that came meanwhile and are not appended; null: more than `#maxEntries`. */
+  #tail = [];
+  /** What is being loaded, by what asked for it; one after the other. */
+  #jobs = new Map();
+  #lastJob = null;
   #generation = 0;
+  #error = null;
   #rows = 0;
   #closed = false;
 
   #snapshot = null;
   #isNotifying = false;
 
-  constructor(source) {
+  constructor(source, { maxEntries }) {
     this.#source = source;
     this.#names = source.names && new Set(source.names);
+    this.#maxEntries = maxEntries;
   }
 
   /** `fn()` is called after changes, once per microtask however many there were. */
@@ -2893,9 +2957,10 @@ class Timeline {
     this.#snapshot ??= Object.freeze({
       entries: Object.freeze([...this.#recorded, ...this.#optimistic]),
       hasOlder: this.#hasOlder,
-      loading: this.#loading !== null,
+      hasNewer: this.#hasNewer,
+      loading: [...this.#jobs.keys()].some((key) => !QUIET_JOBS.has(key)),
       error: this.#error,
-      gaps: this.#gaps,
+      gaps: Object.freeze(this.#holes.map(shownHole)),
     });
     return this.#snapshot;
   }
@@ -2903,43 +2968,93 @@ class Timeline {
   /**
    * Loads the page before the oldest entry; while one is loading, returns that one's promise.
    *
-   * Never rejects: what went wrong is in the snapshot's `error`, or in `gaps` with the reason
+   * Past `maxEntries` the newest entries are dropped for it: then `hasNewer` is true. Never
+   * rejects: what went wrong is in the snapshot's `error`, or in `gaps` with the reason
    * `tier_unavailable`, and another call tries the same place again.
    */
   loadOlder() {
-    if (this.#loading) return this.#loading;
-    if (!this.#hasOlder || this.#closed) return Promise.resolve();
-    this.#error = null;
-    this.#loading = this.#load(this.#generation);
-    this.#changed();
-    return this.#loading;
+    if (!this.#hasOlder) return Promise.resolve();
+    return this.#load("older", {
+      query: () => (this.#hasOlder ? this.#older : null),
+      take: (page) => this.#takeOlder(page),
+      end: () => this.#trimNewest(),
+    });
   }
 
-  async #load(generation) {
-    try {
-      // A page may hold nothing that this timeline shows; then only its `next` tells the end.
-      for (;;) {
-        const page = await this.#source.fetch(this.#cursor);
-        if (generation !== this.#generation) return;
-        const added = this.#merge(page);
-        if (added > 0 || !this.#hasOlder || page.gap?.reason === "tier_unavailable") break;
-      }
-    } catch (error) {
-      if (generation === this.#generation) this.#error = error;
-    } finally {
-      if (generation === this.#generation) {
-        this.#loading = null;
-        this.#changes.clear();
-        this.#changed();
-      }
-    }
+  /**
+   * The same towards newer entries that were dropped, until the list has joined the live end.
+   * Past `maxEntries` the oldest entries are dropped for it.
+   */
+  loadNewer() {
+    if (!this.#hasNewer) return Promise.resolve();
+    return this.#load("newer", {
+      query: () => (this.#hasNewer ? (this.#newer ?? { after: this.#newest.seq }) : null),
+      take: (page) => this.#takeNewer(page),
+      end: () => this.#trimOldest(),
+    });
+  }
+
+  /**
+   * Begins again with the newest page; what is held stays until it is here. At the live end there
+   * is nothing to do.
+   */
+  loadNewest() {
+    if (!this.#isStarted) return this.loadOlder();
+    if (!this.#hasNewer) return this.#jobs.get("rejoin")?.promise ?? Promise.resolve();
+    return this.#load("newest", {
+      query: () => {
+        if (this.#hasNewer) return {};
+        return this.#recorded.length === 0 && this.#hasOlder ? this.#older : null;
+      },
+      take: (page) => (this.#hasNewer ? this.#takeNewest(page) : this.#takeOlder(page)),
+    });
+  }
+
+  /**
+   * Loads a page into a hole with the reason "missed", from its older side; the hole shrinks by it
+   * until it is gone. Tries again where the reason is "tier_unavailable"; others stay.
+   *
+   * A gap of an earlier snapshot stands for what is left of it. Never rejects, as `loadOlder`.
+   */
+  fill(gap) {
+    const hole = this.#holes.find(
+      ({ fromSeq, throughSeq, reason, shown }) =>
+        shown === gap ||
+        (isFillable(reason) && isFillable(gap.reason) && fromSeq <= gap.throughSeq && throughSeq >= gap.fromSeq),
+    );
+    if (!hole || !isFillable(hole.reason)) return Promise.resolve();
+    if (hole.afterUid === null) return this.loadOlder();
+    if (this.#hasNewer && hole.afterUid === this.#newest.uid) return this.loadNewer();
+    let below = null;
+    return this.#load(hole, {
+      query: () => (this.#holes.includes(hole) ? hole.query : null),
+      take: (page) => {
+        below = hole.afterUid;
+        return this.#takeFilling(hole, page);
+      },
+      // At the end that is farther off, and not what has just come.
+      end: () => {
+        if (this.#indexAfter(below) < this.#recorded.length / 2) this.#trimNewest();
+        else this.#trimOldest(below);
+      },
+    });
+  }
+
+  /**
+   * Whether the reader is at the newest end (the default). At `maxEntries` a new event drops the
+   * oldest entries if so; else it is not added (`hasNewer`), and what is being read stays.
+   */
+  setFollowing(isFollowing) {
+    this.#isFollowing = Boolean(isFollowing);
+    if (this.#isFollowing) this.#trimOldest();
   }
 
   /**
    * Sends an event and shows it at once, as `status: "sending"`, at the end.
    *
    * Returns the entry's uid, which stays when the recorded event takes its place. A refused one
-   * becomes "failed" and carries its `error`.
+   * becomes "failed" and carries its `error`. With `hasNewer` the recorded event is among the newer
+   * ones that are not held; `loadNewest` goes there.
    *
    * @throws {DialogueError} PENDING_FULL when too many are being sent.
    */
@@ -2991,8 +3106,7 @@ class Timeline {
   /** Detaches it from the room: no live events and no pages from now on. */
   close() {
     this.#closed = true;
-    this.#generation += 1;
-    this.#loading = null;
+    this.#forgetJobs();
     this.#source.onClose();
     this.#changed();
   }
@@ -3007,15 +3121,25 @@ class Timeline {
     );
   }
 
-  #acked(key, ack) {
-    const entry = this.#takeOptimistic(key);
-    // Gone: its event was here first. Without seq: ephemeral, and no part of a timeline.
-    if (!entry || ack.seq === null || this.#seqs.has(ack.seq)) return;
-    const first = this.#recorded.find((one) => one.seq !== null);
-    // Recorded long ago, by an earlier try: it has its place in a page not loaded yet.
-    if (first && ack.seq < first.seq && this.#hasOlder) return;
-    const { uid, status: _, ...event } = entry;
-    this.#insert({ ...event, seq: ack.seq, id: ack.id, timestamp: ack.timestamp }, uid);
+  /**
+   * The ack tells the seq, and not that everything before it is here: the entry stays as it is, at
+   * the end, until its event comes, live or in a page.
+   */
+  #acked(key, { seq }) {
+    if (!this.#optimistic.some((entry) => entry.key === key)) return; // its event was here first
+    // Ephemeral, and no part of a timeline; or here without its key.
+    if (seq === null || this.#seqs.has(seq)) this.#takeOptimistic(key);
+    else {
+      this.#acks.set(key, seq);
+      this.#dropPassed();
+    }
+  }
+
+  /** What is acked and has gone by has its place in what is not held, unless that is being loaded. */
+  #dropPassed() {
+    if (!this.#isStarted || this.#jobs.has("newest") || this.#jobs.has("rejoin")) return;
+    const through = this.#source.cursor()?.seq ?? 0;
+    for (const [key, seq] of this.#acks) if (seq <= through) this.#takeOptimistic(key);
   }
 
   #refused(key, error) {
@@ -3026,6 +3150,7 @@ class Timeline {
   }
 
   #takeOptimistic(key) {
+    this.#acks.delete(key);
     const index = this.#optimistic.findIndex((entry) => entry.key === key);
     if (index < 0) return null;
     const [entry] = this.#optimistic.splice(index, 1);
@@ -3033,109 +3158,523 @@ class Timeline {
     return entry;
   }
 
-  // ---- what comes in
+  // ---- live
 
   /** @internal Live and resumed events. */
   _receive(event) {
     if (this.#closed || event.seq === null) return; // ephemeral
     if (isChange(event)) this.#change(event);
-    else if (this.#shows(event)) this.#insert(event);
+    else if (this.#shows(event)) this.#takeLive(event);
+    if (this.#acks.size) this.#dropPassed();
   }
 
-  /** @internal Events were missed that nobody can tell of: begins again with the newest page. */
-  _reset() {
+  #takeLive(event) {
+    if (this.#seqs.has(event.seq)) {
+      if (event.key !== undefined) this.#takeOptimistic(event.key);
+      return;
+    }
+    // Before the first page there is no seq to come back by that is known to be the room's own.
+    const isFull = this.#isStarted && this.#recorded.length >= this.#maxEntries;
+    if (isFull && !this.#isFollowing && this.#newest.seq !== null) this.#leaveLiveEnd();
+    if (this.#hasNewer) {
+      if (this.#tail && this.#tail.push(event) > this.#maxEntries) this.#tail = null;
+      if (event.key !== undefined) this.#takeOptimistic(event.key);
+      return;
+    }
+    this.#append(event);
+    if (this.#nextMark && event.seq >= this.#nextMark.seq) this.#placeMark(this.#nextMark);
+    this.#sinceMark += 1;
+    this.#askMark();
+    this.#trimOldest();
+    this.#changed();
+  }
+
+  #append(event) {
+    const entry = this.#entry(event);
+    let at = this.#recorded.length;
+    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq > event.seq) at -= 1;
+    this.#recorded.splice(at, 0, entry);
+    this.#seqs.add(event.seq);
+  }
+
+  #change(change) {
+    const target = change.data?.target_seq;
+    if (this.#changes) {
+      this.#changes.set(target, change);
+      if (this.#changes.size > MAX_CHANGES) this.#changes = null;
+    }
+    if (!this.#seqs.has(target)) return; // not held; its page will bring it changed
+    const index = this.#indexOfSeq(target);
+    const entry = applied(this.#recorded[index], change);
+    if (entry === this.#recorded[index]) return;
+    this.#recorded[index] = entry;
+    this.#changed();
+  }
+
+  /**
+   * @internal Events were missed that nobody has told of.
+   *
+   * @param missed `{fromSeq, throughSeq}`, or null where the seqs held mean nothing any more.
+   */
+  _reset(missed) {
     if (this.#closed) return;
+    if (missed === null || !this.#isStarted || this.#recorded.length === 0) {
+      this.#beginAnew();
+      return;
+    }
+    this.#changes = null;
+    this.#nextMark = null;
+    const first = this.#recorded.find((entry) => entry.seq !== null);
+    if (first) this.#stale = { after: first.seq - 1, through: missed.fromSeq - 1 };
+    if (!this.#hasNewer && missed.fromSeq <= missed.throughSeq) this.#openHole(missed);
+    this.#renewStale();
+    this.#changed();
+  }
+
+  #openHole({ fromSeq, throughSeq }) {
+    const { uid, seq } = this.#newest;
+    const hasRoom = this.#recorded.length + this.#source.pageSize <= this.#maxEntries;
+    if (!this.#isFollowing && !hasRoom && seq !== null) {
+      this.#leaveLiveEnd();
+      return;
+    }
+    const last = this.#holes.at(-1);
+    if (last && last === this.#newestHole && last.afterUid === uid) {
+      last.throughSeq = throughSeq; // nothing has come between two absences
+      last.shown = null;
+    } else {
+      this.#newestHole = holeOf({ fromSeq, throughSeq, reason: "missed" }, uid, { after: fromSeq - 1 });
+      this.#holes.push(this.#newestHole);
+    }
+    this.#newestHole.above = {};
+    this.#load("rejoin", {
+      query: () => (this.#isRejoining ? this.#newestHole.above : null),
+      take: (page) => this.#takeRejoined(page),
+      end: () => this.#trimOldest(),
+    });
+  }
+
+  #beginAnew() {
+    this.#forgetJobs();
+    this.#clear();
+    for (const key of [...this.#acks.keys()]) this.#takeOptimistic(key);
+    this.#isStarted = false;
+    this.#hasOlder = true;
+    this.#older = {};
+    this.#error = null;
+    this.loadOlder();
+    this.#changed();
+  }
+
+  #forgetJobs() {
     this.#generation += 1;
+    this.#jobs.clear();
+    this.#changes = null;
+  }
+
+  #clear() {
     this.#recorded = [];
     this.#seqs.clear();
-    this.#changes.clear();
-    this.#cursor = undefined;
-    this.#hasOlder = true;
-    this.#gaps = [];
-    this.#loading = null;
-    this.loadOlder();
+    this.#marks.clear();
+    this.#nextMark = null;
+    this.#sinceMark = 0;
+    this.#canMark = true;
+    this.#holes = [];
+    this.#stale = null;
+    this.#newer = null;
+    this.#hasNewer = false;
+    this.#hasRows = false;
+  }
+
+  // ---- loading
+
+  #load(key, job) {
+    if (this.#closed) return Promise.resolve();
+    const running = this.#jobs.get(key);
+    if (running) return running.promise;
+    this.#error = null;
+    const promise = this.#start(key, job);
+    this.#renewStale();
+    this.#changed();
+    return promise;
+  }
+
+  /**
+   * Runs a job behind those that run. `query` says what to ask for next, or null for nothing more;
+   * `take` takes the page in and says whether that was enough: a page may hold nothing that this
+   * timeline shows.
+   */
+  #start(key, job) {
+    const running = {};
+    const before = this.#jobs.size > 0 ? this.#lastJob : null;
+    this.#jobs.set(key, running);
+    running.promise = this.#lastJob = this.#run(key, job, before);
+    return running.promise;
+  }
+
+  async #run(key, { query, take, end = () => {} }, before) {
+    const generation = this.#generation;
+    try {
+      if (before) await before;
+      while (generation === this.#generation) {
+        const asked = query();
+        if (asked === null) break;
+        const changes = (this.#changes = new Map());
+        this.#tail = [];
+        const page = await this.#source.fetch(asked);
+        if (generation !== this.#generation) return;
+        if (this.#changes !== changes) continue; // what has happened meanwhile makes it void
+        if (take(page)) break;
+      }
+    } catch (error) {
+      if (generation === this.#generation && key !== "mark") this.#error = error;
+    } finally {
+      // No await between the last `take` and here: what comes next finds the job done.
+      if (generation === this.#generation) {
+        this.#changes = null;
+        this.#jobs.delete(key);
+        end();
+        this.#dropPassed();
+        this.#changed();
+      }
+    }
+  }
+
+  #takeOlder(page) {
+    if (!this.#isStarted && page.next !== null) this.#dropBelow(page.events[0]?.seq);
+    const fresh = this.#fresh(page.events);
+    const isUnavailable = page.gap?.reason === "tier_unavailable";
+    for (const hole of this.#holes) {
+      // What is gone for good has its place above what has been found below it.
+      if (hole.afterUid === null && !isFillable(hole.reason) && fresh.length) placeHole(hole, fresh.at(-1).uid);
+    }
+    this.#holes = this.#holes.filter((hole) => hole.afterUid !== null || !isFillable(hole.reason));
+    this.#recorded = merged(fresh, this.#recorded);
+    this.#isStarted = true;
+    this.#setOlder(page);
+    return fresh.length > 0 || !this.#hasOlder || isUnavailable;
+  }
+
+  #setOlder({ next, gap }) {
+    const isUnavailable = gap?.reason === "tier_unavailable";
+    this.#hasOlder = next !== null || isUnavailable;
+    if (next !== null) this.#older = { cursor: next };
+    if (next !== null && this.#recorded.length) this.#marks.set(this.#recorded[0].uid, this.#older);
+    if (gap) this.#holes.unshift(holeOf(gap, null));
+  }
+
+  #takeNewer(page) {
+    const { uid, seq } = this.#newest;
+    this.#holes = this.#holes.filter((hole) => hole.afterUid !== uid);
+    if (page.gap) this.#holes.push(holeOf(page.gap, uid));
+    if (page.gap?.reason === "tier_unavailable") return true;
+    const fresh = this.#fresh(page.events.filter((event) => event.seq > seq));
+    this.#mark(fresh[0], page);
+    this.#recorded.push(...fresh);
+    this.#newer = page.next === null ? null : { cursor: page.next };
+    if (page.next === null) this.#joinLiveEnd();
+    return fresh.length > 0 || !this.#hasNewer;
+  }
+
+  #takeNewest(page) {
+    const held = new Map(this.#recorded.map((entry) => [entry.seq, entry]));
+    this.#clear();
+    this.#hasNewer = true;
+    this.#recorded = this.#fresh(page.events, held);
+    this.#setOlder(page);
+    this.#joinLiveEnd();
+    return this.#recorded.length > 0;
+  }
+
+  /** The page ends with the newest event as of its reading; what came since is in `#tail`. */
+  #joinLiveEnd() {
+    if (this.#tail === null) return; // or was too much: it is read, too
+    this.#hasNewer = false;
+    const through = this.#newest?.seq ?? 0; // before it the page is complete
+    this.#recorded.push(...this.#fresh(this.#tail.filter((event) => event.seq > through)));
+    this.#tail = [];
+  }
+
+  /** Not if the hole or what is above it was dropped meanwhile. */
+  get #isRejoining() {
+    return !this.#hasNewer && this.#holes.includes(this.#newestHole);
+  }
+
+  #takeRejoined(page) {
+    const hole = this.#newestHole;
+    if (!this.#isRejoining) return true;
+    const { fromSeq, throughSeq } = hole;
+    const { gap, next } = page;
+    // A row without seq may be of the missed stretch or of before it: that it is here says nothing.
+    const known = page.events.filter(({ seq }) => seq !== null);
+    const oldest = known[0]?.seq ?? null;
+    const at = this.#indexAfter(hole.afterUid);
+    const fresh = this.#fresh(known.filter(({ seq }) => seq >= fromSeq));
+    const above = merged(fresh, this.#recorded.slice(at));
+    this.#recorded.splice(at, this.#recorded.length - at, ...above);
+    if (oldest !== null && oldest < fromSeq) this.#narrow(hole, fromSeq, 0);
+    else if (next === null && gap?.reason !== "tier_unavailable") {
+      // At the end of what can be read: what is named there is gone, the rest is here.
+      if (gap) hole.reason = gap.reason;
+      this.#narrow(hole, fromSeq, gap ? Math.min(gap.throughSeq, throughSeq) : 0);
+    } else if (oldest !== null) {
+      this.#narrow(hole, fromSeq, Math.min(oldest - 1, throughSeq));
+      // Live events that came before it was read may lie below it.
+      const isBelow = page.events[0] === known[0] && above[0]?.seq >= oldest;
+      if (next !== null && isBelow) this.#marks.set(above[0].uid, { cursor: next });
+    }
+    hole.above = { cursor: next };
+    const isEnough = above.length > 0 || next === null || gap !== null || oldest === null;
+    if (isEnough) this.#newestHole = null;
+    return isEnough;
+  }
+
+  #takeFilling(hole, page) {
+    if (!this.#holes.includes(hole)) return true; // dropped meanwhile
+    const { fromSeq, throughSeq, afterUid } = hole;
+    const { gap, next } = page;
+    if (gap?.reason === "tier_unavailable") {
+      hole.reason = gap.reason;
+      hole.shown = null;
+      return true;
+    }
+    hole.reason = "missed";
+    if (gap && gap.throughSeq >= fromSeq) {
+      const through = Math.min(gap.throughSeq, throughSeq);
+      const gone = holeOf({ ...gap, fromSeq: Math.max(gap.fromSeq, fromSeq), throughSeq: through }, afterUid);
+      this.#holes.splice(this.#holes.indexOf(hole), 0, gone);
+    }
+    const inside = page.events.filter(({ seq }) => seq !== null && seq >= fromSeq && seq <= throughSeq);
+    const fresh = this.#fresh(inside);
+    this.#recorded.splice(this.#indexAfter(afterUid), 0, ...fresh);
+    this.#mark(fresh[0], page);
+    const reached = Math.max(fromSeq - 1, gap?.throughSeq ?? 0, page.events.at(-1)?.seq ?? 0);
+    hole.afterUid = fresh.at(-1)?.uid ?? afterUid;
+    hole.query = { cursor: next };
+    this.#narrow(hole, reached + 1, next === null ? 0 : throughSeq);
+    return fresh.length > 0 || !this.#holes.includes(hole);
+  }
+
+  #narrow(hole, fromSeq, throughSeq) {
+    hole.fromSeq = fromSeq;
+    hole.throughSeq = throughSeq;
+    hole.shown = null;
+    if (fromSeq > throughSeq) this.#holes = this.#holes.filter((other) => other !== hole);
+  }
+
+  /**
+   * Reads again what was held when events were missed: an edit may have been among them. One of
+   * these jobs at a time; what fails goes on with the next load.
+   */
+  #renewStale() {
+    if (this.#stale === null || this.#closed || this.#jobs.has("renew")) return;
+    this.#start("renew", {
+      query: () => this.#stale && (this.#stale.query ?? { after: this.#stale.after, limit: RENEW_EVENTS }),
+      take: (page) => this.#takeRenewed(page),
+    });
+  }
+
+  #takeRenewed({ events, next, gap }) {
+    if (gap?.reason === "tier_unavailable") {
+      throw new DialogueError("STORE_UNAVAILABLE", "a part of the history cannot be read now");
+    }
+    for (const event of events) {
+      if (event.seq === null || !this.#seqs.has(event.seq)) continue;
+      const index = this.#indexOfSeq(event.seq);
+      this.#recorded[index] = this.#renewed(this.#recorded[index], event);
+    }
+    const isDone = next === null || events.at(-1)?.seq >= this.#stale.through;
+    if (isDone) this.#stale = null;
+    else this.#stale.query = { cursor: next, limit: RENEW_EVENTS };
+    return isDone;
+  }
+
+  // ---- bounds
+
+  /** Drops the oldest entries past the bound, up to a mark that leaves not too few, and *kept*. */
+  #trimOldest(kept = null) {
+    const extra = this.#recorded.length - this.#maxEntries;
+    if (extra <= 0) return;
+    if (!this.#isStarted) {
+      // The first page is yet to come. If it is on its way it may end before what is dropped here.
+      this.#dropOldest(extra);
+      this.#changes = null;
+      return;
+    }
+    if (this.#jobs.has("older")) return; // goes on from the oldest entry as it is
+    const most = this.#recorded.length - Math.floor(this.#maxEntries / 4);
+    const last = kept === null ? most : Math.min(most, this.#indexAfter(kept) - 1);
+    if (extra > last) return;
+    for (let count = extra; count <= last; count += 1) {
+      const query = this.#marks.get(this.#recorded[count].uid);
+      if (query === undefined) continue;
+      this.#dropOldest(count);
+      this.#older = query;
+      this.#hasOlder = true;
+      return;
+    }
+    this.#askMark({ at: this.#recorded[extra + (this.#maxEntries >> 3)] });
+  }
+
+  /** What came live and lies below the first page comes again with its `next`, maybe without its seq. */
+  #dropBelow(seq) {
+    let count = 0;
+    while (count < this.#recorded.length && this.#recorded[count].seq < seq) count += 1;
+    if (count > 0) this.#dropOldest(count);
+  }
+
+  #dropOldest(count) {
+    const dropped = this.#recorded.splice(0, count);
+    this.#forget(dropped);
+    const uids = new Set(dropped.map((entry) => entry.uid));
+    this.#holes = this.#holes.filter((hole) => hole.afterUid !== null && !uids.has(hole.afterUid));
+    this.#changed();
+  }
+
+  /** Drops the newest entries past the bound; they come back above the seq of the newest that is left. */
+  #trimNewest() {
+    const extra = this.#recorded.length - this.#maxEntries;
+    // What is a row without seq today was an event with one before it left the log: in a room with
+    // such rows the place above a seq may be gone when it is asked for.
+    if (extra <= 0 || this.#hasRows) return;
+    const dropped = this.#recorded.splice(this.#maxEntries, extra);
+    this.#forget(dropped);
+    const uids = new Set(dropped.map((entry) => entry.uid));
+    this.#holes = this.#holes.filter((hole) => !uids.has(hole.afterUid));
+    this.#leaveLiveEnd();
+  }
+
+  #forget(entries) {
+    for (const { uid, seq } of entries) {
+      this.#seqs.delete(seq);
+      this.#marks.delete(uid);
+    }
+  }
+
+  #leaveLiveEnd() {
+    // What lies above the newest entry is read by `loadNewer`, a hole there, too.
+    const { uid } = this.#newest;
+    this.#holes = this.#holes.filter((hole) => hole.afterUid !== uid);
+    this.#newer = null;
+    this.#nextMark = null;
+    this.#sinceMark = 0;
+    if (!this.#hasNewer) this.#tail = [];
+    this.#hasNewer = true;
+    this.#changed();
+  }
+
+  /** A page read upwards knows the way down from its first event. */
+  #mark(entry, { previous }) {
+    if (entry) this.#marks.set(entry.uid, previous === null ? { before: entry.seq } : { cursor: previous });
+  }
+
+  /**
+   * Asks for a mark: a page of one event, with the cursor to what is below it. Now and then while
+   * live events come, once half full, of the newest; and where one is missing to drop up to.
+   */
+  #askMark({ at = null } = {}) {
+    if (!this.#isStarted || this.#jobs.has("mark")) return;
+    if (at === null) {
+      const isDue = this.#sinceMark >= Math.max(1, this.#maxEntries >> 3);
+      if (!isDue || this.#hasNewer || this.#recorded.length < this.#maxEntries / 2) return;
+      this.#sinceMark = 0;
+    } else if (!this.#canMark || at.seq === null) return;
+    let isAsked = false;
+    this.#canMark = at === null; // one that cannot be found is not asked for at once again
+    this.#start("mark", {
+      query: () => (isAsked ? null : { limit: 1, ...(at && { before: at.seq + 1 }) }),
+      take: ({ events: [event], next }) => {
+        isAsked = true;
+        if (!event || event.seq === null) return true;
+        const query = next === null ? { before: event.seq } : { cursor: next };
+        if (this.#placeMark({ seq: event.seq, query })) this.#canMark = true;
+        return true;
+      },
+      end: () => this.#trimOldest(),
+    });
+  }
+
+  /** Puts it on the entry right above it; returns whether there is one. */
+  #placeMark(mark) {
+    let at = this.#recorded.length;
+    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq >= mark.seq) at -= 1;
+    const above = this.#recorded[at]?.seq ?? Infinity;
+    const isMissed = ({ fromSeq, throughSeq }) => throughSeq >= mark.seq && fromSeq < above;
+    this.#nextMark = null;
+    // Nothing that is shown may lie between the two: dropped meanwhile, missed, or not held yet.
+    const isDropped = at === 0 || (at === this.#recorded.length && this.#hasNewer);
+    if (above > mark.seq && (isDropped || this.#holes.some(isMissed))) return false;
+    if (at === this.#recorded.length) this.#nextMark = mark;
+    else this.#marks.set(this.#recorded[at].uid, mark.query);
+    return at < this.#recorded.length;
+  }
+
+  // ---- entries
+
+  get #newest() {
+    return this.#recorded.at(-1);
   }
 
   #shows(event) {
     return this.#names === null || this.#names.has(event.event);
   }
 
-  #entry(event, uid) {
+  /** The entries of events that are shown and not held, as they are after what has come meanwhile. */
+  #fresh(events, held = null) {
+    const fresh = [];
+    for (const event of events) {
+      if (isChange(event) || !this.#shows(event)) continue;
+      if (event.seq === null) {
+        this.#hasRows = true;
+        fresh.push(this.#entry(event));
+      } else if (!this.#seqs.has(event.seq)) {
+        this.#seqs.add(event.seq);
+        const entry = held?.get(event.seq);
+        if (entry) fresh.push(this.#renewed(entry, event));
+        else fresh.push(applied(this.#entry(event), this.#changes?.get(event.seq)));
+      }
+    }
+    return fresh;
+  }
+
+  #entry(event) {
     // What was sent from here keeps the uid it was shown under.
     const own = event.key === undefined ? null : this.#takeOptimistic(event.key);
-    uid ??= own?.uid ?? (event.seq === null ? `row:${++this.#rows}` : `${this.#source.epoch()}:${event.seq}`);
+    const uid =
+      own?.uid ??
+      (event.seq === null ? `row:${++this.#rows}` : `${this.#source.cursor()?.epoch}:${event.seq}`);
     return Object.freeze({ ...event, uid, status: "recorded" });
   }
 
-  #insert(event, uid) {
-    if (this.#seqs.has(event.seq)) {
-      this.#replace(event);
-      return;
-    }
-    this.#seqs.add(event.seq);
-    let at = this.#recorded.length;
-    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq > event.seq) at -= 1;
-    this.#recorded.splice(at, 0, this.#entry(event, uid));
-    this.#changed();
+  #renewed(entry, event) {
+    const isSame =
+      entry.edited === event.edited &&
+      entry.deleted === event.deleted &&
+      entry.from === event.from &&
+      (!event.edited || JSON.stringify(entry.data) === JSON.stringify(event.data));
+    const { uid, status } = entry;
+    const now = isSame ? entry : Object.freeze({ ...event, uid, status });
+    return applied(now, this.#changes?.get(event.seq));
   }
 
-  #replace(event) {
-    if (event.key !== undefined) this.#takeOptimistic(event.key);
-    const index = this.#recorded.findLastIndex((entry) => entry.seq === event.seq);
-    const { uid, status } = this.#recorded[index];
-    this.#recorded[index] = Object.freeze({ ...event, uid, status });
-    this.#changed();
+  #indexAfter(uid) {
+    return this.#recorded.findIndex((entry) => entry.uid === uid) + 1;
   }
 
-  /** Takes in a page, oldest first; returns how many entries it added. */
-  #merge(page) {
-    const fresh = [];
-    for (const event of page.events) {
-      if (isChange(event) || !this.#shows(event)) continue;
-      if (event.seq === null) fresh.push(this.#entry(event));
-      else if (!this.#seqs.has(event.seq)) {
-        this.#seqs.add(event.seq);
-        fresh.push(applied(this.#entry(event), this.#changes.get(event.seq)));
-      }
+  /** By bisection; rows without seq are passed over downwards. */
+  #indexOfSeq(seq) {
+    let low = 0;
+    let high = this.#recorded.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      let at = middle;
+      while (at > low && this.#recorded[at].seq === null) at -= 1;
+      const found = this.#recorded[at].seq;
+      if (found === seq) return at;
+      if (found === null || found < seq) low = middle + 1;
+      else high = at;
     }
-    // A row without seq has its place from its neighbours in the page, so it goes in with them.
-    const merged = [];
-    let next = 0;
-    for (const entry of fresh) {
-      while (
-        entry.seq !== null &&
-        next < this.#recorded.length &&
-        this.#recorded[next].seq !== null &&
-        this.#recorded[next].seq < entry.seq
-      ) {
-        merged.push(this.#recorded[next++]);
-      }
-      merged.push(entry);
-    }
-    while (next < this.#recorded.length) merged.push(this.#recorded[next++]);
-    this.#recorded = merged;
-
-    const isUnavailable = page.gap?.reason === "tier_unavailable";
-    this.#cursor = page.next ?? (isUnavailable ? this.#cursor : undefined);
-    this.#hasOlder = page.next !== null || isUnavailable;
-    // Reading again is what fills an unavailable part: its mark ends with the next answer.
-    const gaps = this.#gaps.filter((gap) => gap.reason !== "tier_unavailable");
-    if (page.gap) gaps.unshift(page.gap);
-    this.#gaps = Object.freeze(gaps);
-    this.#changed();
-    return fresh.length;
-  }
-
-  #change(change) {
-    const target = change.data?.target_seq;
-    if (this.#loading) {
-      this.#changes.set(target, change);
-      if (this.#changes.size > MAX_CHANGES) this.#changes.delete(this.#changes.keys().next().value);
-    }
-    if (!this.#seqs.has(target)) return; // not loaded; its page will bring it changed
-    const index = this.#recorded.findLastIndex((entry) => entry.seq === target);
-    this.#recorded[index] = applied(this.#recorded[index], change);
-    this.#changed();
+    return -1;
   }
 
   #changed() {
@@ -3149,17 +3688,51 @@ class Timeline {
   }
 }
 
-/** An edit without data is void: a later change says what became of the event. */
-function isVoid(change) {
-  return change.event === "$edit" && !("data" in (change.data ?? {}));
+/** What may be there, and comes when it is asked for. */
+function isFillable(reason) {
+  return reason === "missed" || reason === "tier_unavailable";
+}
+
+function holeOf({ fromSeq, throughSeq, reason }, afterUid, query = null) {
+  return { fromSeq, throughSeq, reason, afterUid, query, shown: null };
+}
+
+function placeHole(hole, afterUid) {
+  hole.afterUid = afterUid;
+  hole.shown = null;
+}
+
+function shownHole(hole) {
+  const { fromSeq, throughSeq, reason, afterUid } = hole;
+  hole.shown ??= Object.freeze({ fromSeq, throughSeq, reason, afterUid });
+  return hole.shown;
+}
+
+/**
+ * One list of two that are in room order. A row without seq has its place from its neighbours in
+ * the page, so it goes in with them.
+ */
+function merged(fresh, held) {
+  const all = [];
+  let next = 0;
+  for (const entry of fresh) {
+    while (entry.seq !== null && next < held.length && held[next].seq !== null && held[next].seq < entry.seq) {
+      all.push(held[next++]);
+    }
+    all.push(entry);
+  }
+  while (next < held.length) all.push(held[next++]);
+  return all;
 }
 
 function isChange(event) {
   return event.event === "$edit" || event.event === "$delete";
 }
 
+/** The entry after a change; the same object if that changes nothing. */
 function applied(entry, change) {
-  if (!change || isVoid(change)) return entry;
+  // A deletion is final, and an edit without data is void: a later change says what became of the event.
+  if (!change || (change.event === "$edit" && (entry.deleted || !("data" in (change.data ?? {}))))) return entry;
   if (change.event === "$delete") {
     const tombstone = { ...entry, data: null, meta: NO_META, deleted: true };
     if (change.data.erased) {
