@@ -34,6 +34,7 @@ from .errors import (
     SchemaMismatch,
     StartError,
     StoreUnavailable,
+    StreamBroken,
     Unauthenticated,
     ValidationFailed,
 )
@@ -115,6 +116,7 @@ __all__ = [
     "StartError",
     "Store",
     "StoreUnavailable",
+    "StreamBroken",
     "Unauthenticated",
     "ValidationFailed",
     "define_event",

@@ -16,6 +16,7 @@
     │   └── CursorExpired           a feed starts below what has been removed
     ├── TransferError               a log cannot be exported or imported
     ├── ConnectionLost              (client) the connection ended and is not coming back
+    ├── StreamBroken                (client) a room's stream cannot go on without a hole
     └── CommandError                a command was refused; one subclass per wire code
         ├── InvalidRequest          INVALID_REQUEST
         ├── Unauthenticated         UNAUTHENTICATED
@@ -158,6 +159,41 @@ class ConnectionLost(DialogueError):
         self.reason = reason
         detail = f" with code {code}" if code is not None else ""
         super().__init__(f"the connection was closed{detail}{': ' + reason if reason else ''}")
+
+
+_BROKEN = {
+    "retention": "events that come next have been removed for good",
+    "no_seq": "events that come next are in an archive that keeps no seq, by which a stream could go through them",
+    "epoch": "its seq is of another life of the log, or of a time after the backup that it was restored from",
+    "unsubscribed": "the room's subscription does not have all of its events any more",
+}
+
+
+class StreamBroken(DialogueError):
+    """A room's stream cannot go on without a hole.
+
+    Args:
+        room_id: The room.
+        reason: ``retention``: events above *after* have been removed for good. ``no_seq``: they are in an archive
+            that keeps no seq; `Room.scroll` reads them. ``epoch``: seqs of before mean nothing any more.
+            ``unsubscribed``: the subscription was changed.
+        after: The seq of the event that was yielded last; before that, where the stream began.
+        resume_after: Where a new stream goes on if the loss is accepted; None where seqs of before mean nothing.
+    """
+
+    def __init__(self, room_id: str, reason: str, *, after: int, resume_after: int | None) -> None:
+        self.room_id = room_id
+        self.reason = reason
+        self.after = after
+        self.resume_after = resume_after
+        remedy = (
+            "stream(after=0) starts again"
+            if resume_after is None
+            else f"stream(after={resume_after}) goes on"
+        )
+        super().__init__(
+            f"the stream of the room {room_id!r} ends after seq {after}: {_BROKEN.get(reason, reason)}; {remedy}"
+        )
 
 
 class CommandError(DialogueError):

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "dialogue"
 
 THIRD_PARTY = {
     "alembic", "annotated_types", "fastapi", "filelock", "hypothesis", "jwt", "msgspec", "prometheus_client",
-    "pydantic", "pytest", "pytest_asyncio", "rich", "sqlalchemy", "starlette", "typer", "uvicorn", "websockets",
+    "prompt_toolkit", "pydantic", "pytest", "pytest_asyncio", "rich", "sqlalchemy", "starlette", "typer", "uvicorn",
+    "websockets",
 }  # fmt: skip
 
 # What each layer may import of Dialogue and of others; what a developer declares is open to all.
@@ -34,7 +35,7 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),
     "server": (
         BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.logs"},
-        {"fastapi", "msgspec", "prometheus_client", "pydantic", "starlette", "uvicorn"},
+        {"fastapi", "msgspec", "prometheus_client", "prompt_toolkit", "pydantic", "starlette", "uvicorn"},
     ),
     "testing": (
         BASE
@@ -42,7 +43,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"msgspec", "pytest", "pytest_asyncio", "hypothesis", "starlette"},
     ),
     "overriding": (BASE | {"dialogue.storage"}, set()),
-    "commands": (BASE | {"dialogue.app", "dialogue.commands", "dialogue.storage"}, {"rich", "typer"}),
+    "commands": (
+        BASE | {"dialogue.app", "dialogue.client", "dialogue.commands", "dialogue.storage"},
+        {"prompt_toolkit", "rich", "typer"},
+    ),
     "client": (BASE | {"dialogue.client", "dialogue.protocol"}, {"msgspec", "websockets", "pydantic"}),
 }
 
@@ -133,7 +137,7 @@ def test_importing_the_doubles_needs_no_test_tools() -> None:
 
 def test_the_commands_import_what_they_need_when_they_run() -> None:
     """`dialogue --help` waits for no database library."""
-    heavy = ("sqlalchemy", "alembic", "fastapi", "uvicorn")
+    heavy = ("sqlalchemy", "alembic", "fastapi", "uvicorn", "websockets", "prompt_toolkit")
     code = f"import sys, dialogue.cli; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -17,6 +17,7 @@ from .client import Auth, DialogueClient
 from .effects import State, Timing
 from .pages import Gap, Page, Presence, PresenceChange, RoomInfo
 from .room import Room
+from .stream import Stream
 from .timeline import Timeline
 from .typing import Typing
 
@@ -32,6 +33,7 @@ __all__ = [
     "Room",
     "RoomInfo",
     "State",
+    "Stream",
     "Timeline",
     "Timing",
     "Typing",

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from dialogue.config import EventType
 from dialogue.errors import ConnectionLost, DialogueError
+from dialogue.events import Event
 
 from .connection import Auth, Connections
 from .effects import (
@@ -280,6 +281,18 @@ class DialogueClient:
         """Call *fn* with each new `state`."""
         return self._notices.add("state", fn)
 
+    def on_joined(self, fn: Callable[[Room], Any]) -> Unsubscribe:
+        """Call *fn* with each room that the server puts this client into, unasked; before any of its events."""
+        return self._notices.add("joined", fn)
+
+    def on_history(self, fn: Callable[[str, list[Event[Any]]], Any]) -> Unsubscribe:
+        """Call *fn* with a room's id and what entering it brought, **newest first**, empty or not.
+
+        It is called before the handlers of the events that follow, and again after `Room.on_reset`; what a resume
+        brings goes to the room's handlers instead.
+        """
+        return self._notices.add("history", fn)
+
     def on_room_created(self, fn: Callable[[RoomInfo], Any]) -> Unsubscribe:
         """Call *fn* with each room that is made and that this client may see.
 
@@ -346,6 +359,7 @@ class DialogueClient:
         if room_id in self._session.rooms:
             room = self.room(room_id)
             room._take_join(answer)
+            room._streams.narrow()
         return room
 
     async def rooms(self) -> list[RoomInfo]:
@@ -458,6 +472,7 @@ class DialogueClient:
         match effect:
             case Deliver(room_id, event, epoch, _):
                 room = self.room(room_id)
+                room._streams.receive(event, epoch)
                 self._put_event(
                     partial(room._calls_for_event, event, epoch), is_recorded=event.seq is not None
                 )
@@ -484,11 +499,17 @@ class DialogueClient:
             case Joined(room_id, answer, is_pushed):
                 room = self.room(room_id)
                 room._take_join(answer)
-                if not is_pushed:
+                if is_pushed:
+                    self._notify("joined", room)
+                else:
                     self._dispatcher.put(_give_way)
+                self._notify_history(room)
             case Reset(room_id, answer):
+                room = self.room(room_id)
+                room._streams.interrupt(answer["epoch"])
                 # Told only while the queue takes events, so at most once per room in it and unread frame.
-                self._dispatcher.put(partial(self.room(room_id)._calls_for_reset, answer))
+                self._dispatcher.put(partial(room._calls_for_reset, answer))
+                self._notify_history(room)
             case Left(room_id, reason):
                 room = self.room(room_id)
                 room._end(reason)
@@ -520,11 +541,13 @@ class DialogueClient:
     def _ended(self, error: DialogueError) -> None:
         # Who waits for nothing has to wake up to see that it is over.
         self._connections.open()
+        for room in self._rooms.values():
+            room._streams.end(None if self._is_closed else _as_lost(error))
         if self._first is not None and not self._first.done():
             self._first.set_exception(error)
             self._first.exception()  # `connect` may have been cancelled.
         elif not self._is_closed:
-            self._trouble(error if isinstance(error, ConnectionLost) else ConnectionLost(4001, str(error)))
+            self._trouble(_as_lost(error))
 
     def _trouble(self, error: Exception) -> None:
         self._last_trouble = error
@@ -555,6 +578,12 @@ class DialogueClient:
 
     def _notify(self, name: str, *arguments: Any) -> None:
         self._put(partial(self._calls_for_notice, name, *arguments))
+
+    def _notify_history(self, room: Room) -> None:
+        if self._notices.get("history"):
+            self._put(
+                lambda: [(fn, (room.room_id, list(room.history))) for fn in self._notices.get("history")]
+            )
 
     def _calls_for_notice(self, name: str, *arguments: Any) -> Calls:
         return [(fn, arguments) for fn in self._notices.get(name)]
@@ -590,6 +619,10 @@ class DialogueClient:
 async def _yield() -> None:
     for _ in range(_TURNS_TO_ADD_HANDLERS):
         await asyncio.sleep(0)
+
+
+def _as_lost(error: DialogueError) -> ConnectionLost:
+    return error if isinstance(error, ConnectionLost) else ConnectionLost(4001, str(error))
 
 
 def _give_way() -> Calls:

@@ -188,7 +188,7 @@ class Timing:
         backoff_limit_seconds: No delay is drawn from more.
         greeting_seconds: How long the server may take to answer ``connect``.
         stable_seconds: A connection that stood this long starts the backoff anew; one that did not goes on
-            with it, so that a server which takes connections only to close them is not hammered.
+            with its fourth delay at most, so that a server which takes connections only to close them is not hammered.
         too_fast_seconds: How long the client stays away at least when the server has closed with 4009.
         trigger_attempts: How many answers of unknown outcome a trigger gets before it fails with the last one.
     """

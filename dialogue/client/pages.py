@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dialogue.events import Event
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class Page(Generic[T]):
     """One page of a room's history.
 
     Attributes:
@@ -43,7 +45,7 @@ class Page:
         epoch: The life of the log that its seqs belong to.
     """
 
-    events: list[Event[Any]]
+    events: list[Event[T]]
     has_more: bool
     next: str | None
     previous: str | None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
@@ -12,11 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import msgspec
 
 from dialogue.config import EventType
-from dialogue.errors import MessageTooLarge, NotJoined, StoreUnavailable
+from dialogue.errors import NotJoined, StoreUnavailable
 from dialogue.events import Ack, Event, WireEvent
 
+from .encoding import ack_of, check_size, encode_data, new_key
 from .handlers import Calls, Handler, Handlers, Unsubscribe
 from .pages import Gap, Page, Presence, PresenceChange
+from .stream import Stream
+from .streams import Streams
 from .timeline import Timeline
 from .typing import TYPING_SECONDS, OwnTyping, Typing
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ANY = "*"
-_FRAME_HEADROOM_BYTES = 2048
 _PAGE_EVENTS = 200
 
 
@@ -64,6 +64,17 @@ class Room:
         self._own_typing: dict[str, OwnTyping] = {}
         self._newest_seq = 0
         self._end_reason: str | None = None
+        self._streams = Streams(self)
+
+    @property
+    def subscriptions(self) -> list[str] | str:
+        """The names of the events that it receives, as the server has told last; ``"*"`` for all.
+
+        Empty while it is not joined.
+        """
+        state = self._client._session.rooms.get(self.room_id)
+        subscriptions = [] if state is None else state.subscriptions
+        return subscriptions if isinstance(subscriptions, str) else list(subscriptions)
 
     # ---- handlers
 
@@ -132,7 +143,7 @@ class Room:
             TypeError, ValueError: The data is not JSON (NaN and infinity, say, are not).
         """
         encoded = encode_data(data, event if isinstance(event, EventType) else None)
-        self._check_size(len(encoded))
+        check_size(len(encoded), self._client._session.limits)
         meta_raw = None if meta is None else msgspec.Raw(encode_data(meta, None))
         answer = await self._request(
             lambda session: session.trigger(
@@ -140,13 +151,13 @@ class Room:
                 self._name(event),
                 msgspec.Raw(encoded),
                 meta=meta_raw,
-                key=_new_key() if key is None else key,
+                key=new_key() if key is None else key,
             )
         )
         if answer.get("seq") is not None:
             for own in self._own_typing.values():
                 own.forget()
-        return _ack(answer)
+        return ack_of(answer)
 
     async def edit(
         self,
@@ -175,11 +186,11 @@ class Room:
             CommandError, Backpressure, ConnectionLost, TypeError, ValueError: As `trigger`.
         """
         encoded = encode_data(data, event)
-        self._check_size(len(encoded))
+        check_size(len(encoded), self._client._session.limits)
         answer = await self._request(
-            lambda session: session.edit(self.room_id, seq, msgspec.Raw(encoded), key=key or _new_key())
+            lambda session: session.edit(self.room_id, seq, msgspec.Raw(encoded), key=key or new_key())
         )
-        return _ack(answer)
+        return ack_of(answer)
 
     async def delete(self, seq: int, *, key: str | None = None) -> Ack:
         """Delete an event of one's own, or of one that the server lets one delete.
@@ -194,8 +205,8 @@ class Room:
             PermissionDenied: It is someone else's.
             CommandError, Backpressure, ConnectionLost: As `trigger`.
         """
-        answer = await self._request(lambda session: session.delete(self.room_id, seq, key=key or _new_key()))
-        return _ack(answer)
+        answer = await self._request(lambda session: session.delete(self.room_id, seq, key=key or new_key()))
+        return ack_of(answer)
 
     async def set_typing(
         self,
@@ -308,6 +319,30 @@ class Room:
             fields = {"cursor": page.next, "limit": self._limit(end - start - len(events))}
         return events
 
+    @overload
+    async def page(
+        self,
+        event: EventType[T],
+        *,
+        kind: str | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        around: int | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[T]: ...
+    @overload
+    async def page(
+        self,
+        event: str | None = None,
+        *,
+        kind: str | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        around: int | None = None,
+        cursor: str | None = None,
+        limit: int | None = None,
+    ) -> Page[Any]: ...
     async def page(
         self,
         event: str | EventType[Any] | None = None,
@@ -318,7 +353,7 @@ class Room:
         around: int | None = None,
         cursor: str | None = None,
         limit: int | None = None,
-    ) -> Page:
+    ) -> Page[Any]:
         """Return a page of the room's history, **oldest first**; the newest one unless a bound says otherwise.
 
         Args:
@@ -369,6 +404,80 @@ class Room:
                 return
             cursor = page.next
 
+    @overload
+    def stream(
+        self,
+        events: EventType[T],
+        *,
+        after: int | None = None,
+        epoch: str | None = None,
+        follow: bool = True,
+        page_size: int = 100,
+        max_buffered_events: int = 1000,
+        on_gap: Callable[[Gap], Any] | None = None,
+    ) -> Stream[T]: ...
+    @overload
+    def stream(
+        self,
+        events: str | Iterable[str | EventType[Any]] | None = None,
+        *,
+        after: int | None = None,
+        epoch: str | None = None,
+        follow: bool = True,
+        page_size: int = 100,
+        max_buffered_events: int = 1000,
+        on_gap: Callable[[Gap], Any] | None = None,
+    ) -> Stream[Any]: ...
+    def stream(
+        self,
+        events: str | EventType[Any] | Iterable[str | EventType[Any]] | None = None,
+        *,
+        after: int | None = None,
+        epoch: str | None = None,
+        follow: bool = True,
+        page_size: int = 100,
+        max_buffered_events: int = 1000,
+        on_gap: Callable[[Gap], Any] | None = None,
+    ) -> Stream[Any]:
+        """Return an iterator over recorded events from a past seq into live: each once, in order, without a hole::
+
+            async for event in room.stream(message, after=0):
+                ...
+
+        It goes on over lost connections, restarts of the server, and resumes that could not bring all that was
+        missed. A slow reader costs others nothing; see `Stream`. Ephemeral events are no part of it, and it is not to
+        be read to its end in a handler of the same client: that would hold up all the others.
+
+        Args:
+            events: One event, or several; None for all that the subscription has, changes (``$edit``, ``$delete``)
+                included. With names, changes are yielded only if they are named, too. Events that were changed
+                before they are read come as they are by then.
+            after: The seq to begin above (exclusive); 0 for the beginning of the room, None for what comes after what
+                the join has brought and handlers were called with.
+            epoch: The life of the log that *after* is of (`Event.epoch`), if it was kept along with it.
+            follow: Whether to go on with live events; otherwise it ends with the newest one.
+            page_size: Events that are read at a time, of each name; the server may send fewer.
+            max_buffered_events: Live events that may wait to be read; past that they are read again by pages.
+            on_gap: Called with each part that is gone for good, before the stream goes on behind it; without it that
+                is raised.
+
+        Raises:
+            NotJoined: The room is not joined.
+            StreamBroken: *epoch* is not that of the room, or the subscription does not have all of *events*. What
+                comes later is raised by the iterator: see `Stream.__anext__`.
+            ValueError: A number is too small, there is an *epoch* without *after*, or an event type is not recorded.
+        """
+        return self._streams.open(
+            self._names_of(events),
+            after=after,
+            newest_seq=self._newest_seq,
+            epoch=epoch,
+            follow=follow,
+            page_size=page_size,
+            max_buffered_events=max_buffered_events,
+            on_gap=on_gap,
+        )
+
     def timeline(
         self,
         events: str | EventType[Any] | Iterable[str | EventType[Any]] | None = None,
@@ -383,15 +492,10 @@ class Room:
             page_size: Events that one `load_older` reads.
             max_live_events: Bound of what comes live; see `Timeline`.
         """
-        if events is None:
-            names = None
-        elif isinstance(events, str | EventType):
-            names = frozenset({self._name(events)})
-        else:
-            names = frozenset(self._name(event) for event in events)
+        names = self._names_of(events)
         only = next(iter(names)) if names is not None and len(names) == 1 else None
 
-        async def fetch(cursor: str | None, before: int | None) -> Page:
+        async def fetch(cursor: str | None, before: int | None) -> Page[Any]:
             return await self.page(only, cursor=cursor, before=before, limit=page_size)
 
         timeline = Timeline(
@@ -424,6 +528,7 @@ class Room:
         await self._request(
             lambda session: session.subscribe(self.room_id, self._names(events), is_adding=False)
         )
+        self._streams.narrow()
 
     async def leave(self) -> None:
         """Leave the room: no handler is called with an event of it any more, and timelines are closed.
@@ -434,6 +539,7 @@ class Room:
 
         def make(session: Session) -> int:
             ref = session.leave(self.room_id)
+            self._streams.end(None)
             self._end("it was left")
             self._close()
             self._client._forget(self)
@@ -445,22 +551,20 @@ class Room:
 
     async def _request(self, make: Callable[[Session], int]) -> dict[str, Any]:
         if self._end_reason is not None:
-            raise NotJoined(f"the membership in the room {self.room_id!r} has ended: {self._end_reason}")
+            raise NotJoined(self._ended_message())
         return await self._client._request(make)
 
     def _end(self, reason: str) -> None:
         # At once, while events from before the end may still wait for their handlers.
         self._end_reason = reason or "the server has ended it"
+        self._streams.end(NotJoined(self._ended_message()))
+
+    def _ended_message(self) -> str:
+        return f"the membership in the room {self.room_id!r} has ended: {self._end_reason}"
 
     def _limit(self, wanted: int) -> int:
         most = self._client._session.limits.get("page_events")
         return min(wanted, most if isinstance(most, int) else _PAGE_EVENTS)
-
-    def _check_size(self, size: int) -> None:
-        # A frame over the server's limit is not answered but closes the connection.
-        most = self._client._session.limits.get("frame_bytes")
-        if isinstance(most, int) and size + _FRAME_HEADROOM_BYTES > most:
-            raise MessageTooLarge(f"the event has {size} bytes; the server takes frames of at most {most}")
 
     def _name(self, event: str | EventType[Any]) -> str:
         if isinstance(event, EventType):
@@ -472,10 +576,19 @@ class Room:
         names = [self._name(event) for event in events]
         return "*" if not names or "*" in names else names
 
+    def _names_of(
+        self, events: str | EventType[Any] | Iterable[str | EventType[Any]] | None
+    ) -> frozenset[str] | None:
+        if events is None:
+            return None
+        return frozenset(
+            self._name(event) for event in ([events] if isinstance(events, str | EventType) else events)
+        )
+
     def _event(self, wire: WireEvent, epoch: str | None) -> Event[Any]:
         return Event.from_wire(wire, epoch=epoch, event_type=self._types.get(wire.event))
 
-    async def _page(self, fields: dict[str, Any]) -> Page:
+    async def _page(self, fields: dict[str, Any]) -> Page[Any]:
         command = {"type": "history", "room": self.room_id, **fields}
         answer = await self._request(lambda session: session.read(command))
         epoch = answer.get("epoch")
@@ -575,42 +688,3 @@ class Room:
 
     def __repr__(self) -> str:
         return f"<Room {self.room_id!r}{'' if self.is_joined else ' (not joined)'}>"
-
-
-def encode_data(data: Any, event_type: EventType[Any] | None) -> bytes:
-    """Return *data* as JSON.
-
-    Plain data goes as it is, for the server validates it; anything else through its own schema, by alias.
-
-    Raises:
-        TypeError: It is not JSON, and no schema makes it so.
-        ValueError: It holds NaN, infinity or a lone surrogate, which JSON has not.
-    """
-    try:
-        return _dumps(data)
-    except TypeError:
-        if event_type is not None and event_type.adapter is not None:
-            return _dumps(event_type.adapter.dump_python(data, mode="json", by_alias=True))
-        dump = getattr(data, "model_dump", None)
-        if dump is None:
-            raise
-        return _dumps(dump(mode="json", by_alias=True))
-
-
-def _dumps(data: Any) -> bytes:
-    # Not msgspec: it writes NaN as null, and the server would record what nobody sent.
-    return json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _new_key() -> str:
-    # The time first: keys that grow are next to each other in the log's index, which random ones are all over.
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
-
-
-def _ack(answer: dict[str, Any]) -> Ack:
-    return Ack(
-        seq=answer.get("seq"),
-        id=answer.get("id"),
-        timestamp=answer.get("timestamp") or 0,
-        is_duplicate=bool(answer.get("duplicate")),
-    )

@@ -70,6 +70,10 @@ _FINAL_REFUSALS = (Unauthenticated, InvalidRequest, PermissionDenied)
 
 _DEFAULT_PING_SECONDS = 25.0
 
+FAILURES_ONCE_CONNECTED = 3
+"""A connection that stood, however shortly, takes the backoff back to so many doublings: the server is there, and on a
+bad line a client that is cut again and again would be away for most of the time."""
+
 
 class Session:
     """One client's rooms, requests and connection, as pure state.
@@ -85,6 +89,7 @@ class Session:
         client_id: The server's name for the connection, from ``connected``; changes with every connection.
         user_id: Who the server says this is; None before the first ``connected``.
         limits: The server's limits by name, as far as it told them.
+        timing: As given.
     """
 
     def __init__(
@@ -101,7 +106,7 @@ class Session:
         self.limits: dict[str, Any] = {}
         self.ping_seconds = _DEFAULT_PING_SECONDS
         self._random = random
-        self._timing = timing or Timing()
+        self.timing = timing or Timing()
         self._effects: list[Effect] = []
         self._requests = Requests(
             self._emit,
@@ -173,7 +178,7 @@ class Session:
         if self._ended:
             return
         self._connect_ref = self._requests.next_ref()
-        self._greeting_until = now + self._timing.greeting_seconds
+        self._greeting_until = now + self.timing.greeting_seconds
         command: dict[str, Any] = {"type": "connect", "ref": self._connect_ref}
         if auth is not None:
             command["auth"] = auth
@@ -206,11 +211,12 @@ class Session:
         self._requests.connection_lost()
         self._memberships.connection_lost()
         if was_connected:
-            if now - self._up_since >= self._timing.stable_seconds and code != CLOSE_TOO_MANY_ERRORS:
-                self._failed_tries = 0
+            if code != CLOSE_TOO_MANY_ERRORS:
+                has_stood = now - self._up_since >= self.timing.stable_seconds
+                self._failed_tries = 0 if has_stood else min(self._failed_tries, FAILURES_ONCE_CONNECTED)
             self._set_state("resuming")
         if code == CLOSE_TOO_MANY_ERRORS:
-            self._open_not_before = now + self._timing.too_fast_seconds
+            self._open_not_before = now + self.timing.too_fast_seconds
         self._schedule_open(now)
 
     def received(self, messages: Sequence[dict[str, Any]], now: float, *, is_shedding: bool = False) -> None:
@@ -410,7 +416,7 @@ class Session:
     def _delay(self, tries: int) -> float:
         # Full jitter: after a server's restart its clients come back spread out, not in step.
         # 2**tries is kept from growing without bound: past 30 any limit in use is reached.
-        highest = min(self._timing.backoff_limit_seconds, self._timing.backoff_seconds * 2 ** min(tries, 30))
+        highest = min(self.timing.backoff_limit_seconds, self.timing.backoff_seconds * 2 ** min(tries, 30))
         return float(self._random() * highest)
 
     def _end(self, error: DialogueError) -> None:
@@ -508,7 +514,7 @@ class Session:
             return
         if request.kind in PUBLISHES and error.is_outcome_unknown:
             request.attempts += 1
-            if request.attempts < self._timing.trigger_attempts:
+            if request.attempts < self.timing.trigger_attempts:
                 self._send_again(request, error, request.attempts, now)
                 return
         if request.sends > 1 and is_too_fast(error) and request.kind in (*PUBLISHES, "join"):

@@ -11,7 +11,7 @@ from dialogue.events import ERASED_USER, Event
 from .handlers import Handler, Handlers, Unsubscribe
 from .pages import Gap, Page
 
-Fetch = Callable[[str | None, int | None], Awaitable[Page]]
+Fetch = Callable[[str | None, int | None], Awaitable[Page[Any]]]
 
 _CHANGES_LIMIT = 1000
 
@@ -173,7 +173,7 @@ class Timeline:
         self._cursor, self._before, self._has_older = None, oldest, True
         self._gaps.clear()
 
-    def _merge(self, page: Page) -> int:
+    def _merge(self, page: Page[Any]) -> int:
         fresh: list[Event[Any]] = []
         for event in page.events:
             if _is_change(event) or not self._shows(event):

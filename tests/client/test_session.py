@@ -535,6 +535,26 @@ def test_the_backoff_grows_is_bounded_and_jitters() -> None:
     assert delays == [1, 2, 4, 8, 8, 8]
 
 
+def test_the_backoff_is_short_where_connections_stand_for_a_moment() -> None:
+    """A bad line: each connection is lost soon, yet the client is not away for longer and longer. 4009 is not that."""
+    timing = Timing(backoff_seconds=1, backoff_limit_seconds=100, stable_seconds=5)
+    session = Session(random=lambda: 0.999, timing=timing)
+    session.start(0.0)
+
+    now, delays = 0.0, []
+    for stood_seconds, code in [(1, None)] * 6 + [(1, 4009)] * 2 + [(6, None)]:
+        session.opened(None, now)
+        ref = next(effect.commands[0]["ref"] for effect in session.effects() if isinstance(effect, Send))
+        session.received([{"type": "connected", "ref": ref, "client_id": "c", "user_id": "u"}], now)
+        now += stood_seconds
+        session.closed(code, "", now)
+        assert session.deadline is not None
+        delays.append(round(session.deadline - now))
+        now = session.deadline
+        session.tick(now)
+    assert delays == [1, 2, 4, 8, 8, 8, 16, 32, 1]
+
+
 def test_a_frame_too_big_for_the_server_is_not_sent_for_ever(joined: Link) -> None:
     """Close code 1009 fails the largest command that was on its way; the others are sent again."""
     big = joined.trigger("b" * 1000)

@@ -196,7 +196,7 @@ def test_the_cli_page_has_every_command_and_option() -> None:
     assert set(sections) == set(commands)
     for name, command in commands.items():
         documented = set(re.findall(r"--[a-z][\w-]*", sections[name]))
-        options = {option for parameter in command.params for option in parameter.opts if option[0] == "-"}
+        options = {option for parameter in command.params for option in parameter.opts if option[:2] == "--"}
         assert documented == options - {"--help"}, name
 
 
