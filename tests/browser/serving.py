@@ -176,6 +176,6 @@ class Window:
         """Return the messages on the page, in the order in which they stand there."""
         found = await self.page.evaluate(
             """() => [...document.querySelectorAll('[data-uid]')].map(
-                (row) => [Number(row.dataset.seq), row.querySelector('.text').textContent])"""
+                (row) => [Number(row.dataset.seq ?? 0), row.querySelector('.text').textContent])"""
         )
         return [Shown(seq, text) for seq, text in found]

@@ -1,11 +1,13 @@
 // The browser's clients of a chaos run, in one process: the same as `PythonFleet` does. Commands come as
 // lines on stdin, answers go as lines to stdout.
 
+import assert from "node:assert/strict";
 import { createInterface } from "node:readline";
 
 import { createDialogueClient } from "../../dialogue/static/dialogue.js";
 import { WebSocket } from "../client/websocket.mjs";
 
+const MAX_ENTRIES = 20;
 const options = JSON.parse(process.argv[2]);
 
 /** mulberry32: small, seeded, good enough to choose rooms. */
@@ -21,12 +23,15 @@ function chanceOf(seed) {
 
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 const markOf = (event) => (event.event === "$edit" ? `edit ${event.data.target_seq}` : event.data.mark);
+const rowOf = ({ seq, data }) => [seq, data.mark, data.text];
 const lastOf = (view) => view.heard.findLast((item) => item !== null)?.[0] ?? view.base;
 
 class Member {
   acks = { recorded: {}, edited: [] };
   views = new Map();
   timelines = new Map();
+  /** Timelines that hold few entries, of which most leave again. */
+  windows = new Map();
   fills = [];
   isStopping = false;
 
@@ -55,8 +60,10 @@ class Member {
     for (const roomId of this.part.rooms) rooms.push(await this.join(roomId));
     const numbers = new Map(this.part.rooms.map((roomId) => [roomId, 0]));
     const sending = new Set();
-    while (!this.isStopping) {
-      const room = rooms[Math.floor(this.chance() * rooms.length)];
+    // Once in each room at least: what a client has heard of its own ends the search for where its view begins.
+    const chosen = [...rooms];
+    while (chosen.length || !this.isStopping) {
+      const room = chosen.pop() ?? rooms[Math.floor(this.chance() * rooms.length)];
       if (sending.size >= options.mostInFlight) await Promise.race(sending);
       const number = numbers.get(room.id);
       numbers.set(room.id, number + 1);
@@ -72,7 +79,7 @@ class Member {
   async join(roomId) {
     const room = await this.client.join(roomId, { sync: 1 });
     const view = { client: this.part.name, room: roomId, base: this.bases.get(roomId) ?? 0 };
-    Object.assign(view, { heard: [], filled: {}, timeline: null });
+    Object.assign(view, { heard: [], filled: {}, timeline: null, window: null });
     this.views.set(roomId, view);
     room.onAny((event) => view.heard.push([event.seq, markOf(event)]));
     room.onReset(() => {
@@ -82,7 +89,7 @@ class Member {
     if (this.timelines.size < 2) {
       const timeline = room.timeline("message", { pageSize: options.pageSize, maxEntries: 1_000_000 });
       this.timelines.set(roomId, timeline);
-    }
+    } else this.windows.set(roomId, room.timeline("message", { pageSize: 5, maxEntries: MAX_ENTRIES }));
     return room;
   }
 
@@ -114,7 +121,15 @@ class Member {
     for (const [roomId, timeline] of this.timelines) {
       await complete(timeline);
       const entries = timeline.getSnapshot().entries;
-      this.views.get(roomId).timeline = entries.map(({ seq, data }) => [seq, data.mark, data.text]);
+      this.views.get(roomId).timeline = entries.map(rowOf);
+    }
+    for (const [roomId, timeline] of this.windows) {
+      // Up to a hole, if there is one: what is above it was missed and nobody has asked for it.
+      const { entries, gaps } = timeline.getSnapshot();
+      assert.ok(entries.length > 0 && entries.length <= MAX_ENTRIES, `${entries.length} entries`);
+      const afterUids = gaps.map((gap) => gap.afterUid);
+      const first = entries.findLastIndex(({ uid }) => afterUids.includes(uid)) + 1;
+      this.views.get(roomId).window = entries.slice(first).map(rowOf);
     }
     return [...this.views.values()];
   }

@@ -120,6 +120,7 @@ class _Member:
         self._views: dict[str, View] = {}
         self._timelines: dict[str, Timeline] = {}
         self._fills: list[asyncio.Task[None]] = []
+        self._streaming: list[asyncio.Task[None]] = []
         self.acks = Acks()
         self.is_stopping = asyncio.Event()
         self.is_quiet = asyncio.Event()
@@ -132,8 +133,10 @@ class _Member:
             numbers = dict.fromkeys(self._part.rooms, 0)
             places = asyncio.Semaphore(MOST_IN_FLIGHT)
             sending: set[asyncio.Task[None]] = set()
-            while not self.is_stopping.is_set():
-                room = self._chance.choice(self._rooms)
+            # Once in each room at least: what a client has heard of its own ends the search for where its view begins.
+            chosen = [*self._rooms]
+            while chosen or not self.is_stopping.is_set():
+                room = chosen.pop() if chosen else self._chance.choice(self._rooms)
                 await places.acquire()
                 mark = f"{self._part.name}.{room.room_id}.{numbers[room.room_id]}"
                 numbers[room.room_id] += 1
@@ -151,7 +154,7 @@ class _Member:
     async def _join(self, room_id: str, group: asyncio.TaskGroup) -> None:
         room = await self._client.join(room_id, sync=1)
         base = max((event.seq or 0 for event in room.history), default=0)
-        view = View(self._part.name, room_id, base, [], {}, None)
+        view = View(self._part.name, room_id, base)
         self._views[room_id] = view
         self._rooms.append(room)
         room.on_any(lambda event: view.heard.append((event.seq or 0, _mark(event))))
@@ -164,12 +167,19 @@ class _Member:
         room.on_reset(on_reset)
         if len(self._timelines) < 2:
             self._timelines[room_id] = room.timeline("message", page_size=PAGE_SIZE)
+        else:
+            view.streamed = []
+            self._streaming.append(group.create_task(self._stream(room, view.streamed)))
 
     async def _fill(self, room: Room, view: View, after: int) -> None:
         """Read what a reset has left out: everything after what was heard before it, up to now."""
         while page := (await room.page(after=after, limit=PAGE_SIZE)).events:
             view.filled |= {event.seq or 0: _mark(event) for event in page}
             after = page[-1].seq or 0
+
+    async def _stream(self, room: Room, streamed: list[tuple[int, str]]) -> None:
+        async for event in room.stream(after=0, page_size=PAGE_SIZE, max_buffered_events=20):
+            streamed.append((event.seq or 0, _mark(event)))  # noqa: PERF401  # seen as it comes
 
     async def _send(self, room: Room, mark: str, is_edited: bool) -> None:
         ack = await room.trigger("message", {"mark": mark, "text": "first"}, key=mark)
@@ -184,6 +194,7 @@ class _Member:
         """Wait until everything was seen, read the timelines to their beginning, and return what was seen."""
         for view in self._views.values():
             await eventually(partial(_has_reached, view, heads[view.room]), timeout=120)
+            await eventually(partial(_has_streamed, view, heads[view.room]), timeout=120)
         await asyncio.gather(*self._fills)
         for room_id, timeline in self._timelines.items():
             while timeline.has_older:
@@ -200,6 +211,10 @@ def _last_heard(view: View) -> int:
 
 def _has_reached(view: View, seq: int) -> bool:
     return max([_last_heard(view), *view.filled]) >= seq
+
+
+def _has_streamed(view: View, seq: int) -> bool:
+    return view.streamed is None or (bool(view.streamed) and view.streamed[-1][0] >= seq)
 
 
 def _mark(event: Event[Any]) -> str:

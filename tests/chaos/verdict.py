@@ -33,25 +33,33 @@ class View:
         heard: Each event that handlers were called with, as (seq, mark), in that order; None where a reset was told.
         filled: What pages brought after resets, by seq.
         timeline: The entries of its timeline in the end, as (seq, mark, text); None if it kept none.
+        window: Those of a timeline that holds few entries; None if it kept none.
+        streamed: What a stream from the room's beginning gave, as (seq, mark); None if there was none.
     """
 
     client: str
     room: str
     base: int
-    heard: list[tuple[int, str] | None]
-    filled: dict[int, str]
-    timeline: list[Row] | None
+    heard: list[tuple[int, str] | None] = field(default_factory=list)
+    filled: dict[int, str] = field(default_factory=dict)
+    timeline: list[Row] | None = None
+    window: list[Row] | None = None
+    streamed: list[tuple[int, str]] | None = None
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> View:
-        timeline = value["timeline"]
+        timeline, window = (
+            None if value[name] is None else [Row(*entry) for entry in value[name]]
+            for name in ("timeline", "window")
+        )
         return cls(
             client=value["client"],
             room=value["room"],
             base=value["base"],
             heard=[None if item is None else (item[0], item[1]) for item in value["heard"]],
             filled={int(seq): mark for seq, mark in value["filled"].items()},
-            timeline=None if timeline is None else [Row(*entry) for entry in timeline],
+            timeline=timeline,
+            window=window,
         )
 
 
@@ -133,6 +141,13 @@ def check_view(view: View, rows: list[Row]) -> int:
     assert resets or not view.filled
     found = {**view.filled, **seen}
     assert found == expected, f"{who}: {found.items() ^ expected.items()}"
+    if view.streamed is not None:
+        assert view.streamed == [(row.seq, row.mark) for row in rows], f"{who}: the stream"
+    if view.window is not None:
+        messages = [row for row in rows if not row.mark.startswith("edit ")]
+        assert view.window == messages[-len(view.window) :], f"{who}: the timeline that holds few"
     if view.timeline is not None:
-        assert view.timeline == [row for row in rows if not row.mark.startswith("edit ")], f"{who}: timeline"
+        messages = [row for row in rows if not row.mark.startswith("edit ")]
+        wrong = sorted(set(messages) ^ set(view.timeline))
+        assert view.timeline == messages, f"{who}: the timeline differs, {wrong or 'in its order'}"
     return resets

@@ -1,5 +1,5 @@
 // One room's timeline, and nothing else: what the tests of the client in a real browser look at.
-// ?name=Ada&room=general&pageSize=50&maxEntries=1000&backoff=0.1&transports=websocket,sse
+// ?name=Ada&room=general&pageSize=50&maxEntries=1000&backoff=0.1&timeout=30
 
 import { createDialogueClient } from "../dialogue.js";
 
@@ -10,7 +10,7 @@ const NEAR_PX = 300;
 
 const options = { url: "..", auth: { user_id: query.get("name") ?? "Ada" } };
 if (query.has("backoff")) options.backoffSeconds = options.maxBackoffSeconds = Number(query.get("backoff"));
-if (query.has("transports")) options.transports = query.get("transports").split(",");
+if (query.has("timeout")) options.requestTimeoutSeconds = Number(query.get("timeout"));
 const client = createDialogueClient({ ...options, connectTimeoutSeconds: 3 });
 client.onState((state) => (document.getElementById("state").textContent = state));
 
