@@ -151,6 +151,11 @@ class Dialogue(HookDecorators):
         return not self._hooks.has("authenticate")
 
     @property
+    def hides_rooms(self) -> bool:
+        """Whether a ``can_see`` hook decides who is told of a room."""
+        return self._hooks.has("can_see")
+
+    @property
     def unflushed_events(self) -> int:
         """How many events the last stop could not hand over."""
         return self._unflushed

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from . import __version__
 from .app import Dialogue
-from .commands import chat, db, tail, transfer
+from .commands import chat, db, generate, tail, transfer
 from .commands.common import err, fail, load, out
 from .config import EventType
 from .deployment import Problem, problems
@@ -40,6 +40,7 @@ cli = typer.Typer(
 )
 cli.add_typer(db.cli)
 cli.add_typer(transfer.cli)
+cli.add_typer(generate.cli)
 cli.add_typer(tail.cli)
 cli.add_typer(chat.cli)
 

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from websockets.exceptions import InvalidStatus
 
@@ -539,6 +540,16 @@ async def _resumed(dialogue: Dialogue) -> bool:
             await client.ask(**trigger("x" * 100))
         since = {"seq": 0, "epoch": joined["epoch"]}
         return bool((await client.ask("join", room="general", since=since))["recovered"])
+
+
+@case
+async def poll_seconds(_: Path) -> Dialogue:
+    dialogue = dialogue_of(poll_seconds=0.1)
+    async with serve(dialogue) as address, httpx2.AsyncClient(base_url=f"http://{address}") as http:
+        query: dict[str, Any] = {"after": 0, "epoch": dialogue.hub().store.epoch, "wait_seconds": 10**9}
+        answer = await http.get("/rooms/general/events", params=query, timeout=30)
+        assert (answer.status_code, answer.json()["events"]) == (200, [])
+    return dialogue
 
 
 @case

@@ -10,6 +10,7 @@ import struct
 import termios
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ from dialogue.testing import connect
 
 from .client.fake import until
 from .client.test_against_server import serving
+from .processes import SECONDS
 from .test_tail_command import process, read_lines
+
+soon = partial(until, within_seconds=SECONDS)
 
 
 class Message(BaseModel):
@@ -171,9 +175,9 @@ async def terminal(*arguments: str) -> AsyncIterator[tuple[Screen, asyncio.subpr
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     screen = Screen(master)
     try:
-        async with process(
-            *arguments, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
-        ) as command:
+        # Its controlling terminal, so that Ctrl-C is a signal while it is no key.
+        own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+        async with process(*arguments, stdin=slave, stdout=slave, stderr=slave, **own) as command:
             os.close(slave)
             yield screen, command
     finally:
@@ -191,25 +195,29 @@ async def test_in_a_terminal(ending: str) -> None:
         typing_users = room.typing_users()
         await room.trigger(message, Message(text="from before"))
         async with terminal("chat", f"http://127.0.0.1:{port}", "general", "--name", "ann") as (screen, chat):
-            await until(lambda: "from before" in screen.text and "connected" in screen.text)
+            await soon(lambda: "from before" in screen.text and "connected" in screen.text)
             screen.press("hel")
-            await until(lambda: typing_users.users == ("ann",))
+            await soon(lambda: typing_users.users == ("ann",))
             await room.set_typing()
-            await until(lambda: "bob typing" in screen.text)
+            await soon(lambda: "bob typing" in screen.text)
             await room.trigger(message, Message(text="in between"))
-            await until(lambda: "in between" in screen.text)
+            await soon(lambda: "in between" in screen.text)
             screen.press("lo\r")
-            await until(lambda: heard[-1] == "hello")
-            await until(lambda: re.search(r"ann\s+hello", screen.text))
+            await soon(lambda: heard[-1] == "hello")
+            await soon(lambda: re.search(r"ann\s+hello", screen.text))
             screen.press("/users\r")
-            await until(lambda: re.search("2 here: (ann, bob|bob, ann)", screen.text))
+            await soon(lambda: re.search("2 here: (ann, bob|bob, ann)", screen.text))
             async with connect(dialogue, user_id="eve") as eve:
                 await eve.join("general")
-                await until(lambda: "eve came" in screen.text)
-            await until(lambda: "eve left" in screen.text)
+                await soon(lambda: "eve came" in screen.text)
+            await soon(lambda: "eve left" in screen.text)
             (handle,) = dialogue.clients_of("ann")
             handle.disconnect()
-            await until(lambda: "The connection is lost" in screen.text and "Connected again" in screen.text)
-            screen.press(ending)
-            assert await chat.wait() == 0
+            await soon(lambda: "The connection is lost" in screen.text and "Connected again" in screen.text)
+            ended = asyncio.create_task(chat.wait())
+            while not ended.done():
+                # While a line is printed keys are the terminal's own, which may take one.
+                screen.press(ending)
+                await asyncio.wait([ended], timeout=2)
+            assert await ended == 0
             assert "Traceback" not in screen.text

@@ -34,8 +34,10 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
     "core": (BASE | {"dialogue.core"}, {"pydantic", "msgspec"}),
     "storage": (BASE | {"dialogue.storage"}, {"sqlalchemy", "alembic", "filelock", "msgspec"}),
     "server": (
-        BASE | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.logs"},
-        {"fastapi", "msgspec", "prometheus_client", "prompt_toolkit", "pydantic", "starlette", "uvicorn"},
+        BASE
+        | {"dialogue.core", "dialogue.storage", "dialogue.server", "dialogue.protocol", "dialogue.logs"}
+        | {"dialogue.generating.asyncapi"},
+        {"fastapi", "msgspec", "prometheus_client", "pydantic", "starlette", "uvicorn"},
     ),
     "testing": (
         BASE
@@ -43,8 +45,22 @@ RULES: dict[str, tuple[set[str], set[str]]] = {
         {"msgspec", "pytest", "pytest_asyncio", "hypothesis", "starlette"},
     ),
     "overriding": (BASE | {"dialogue.storage"}, set()),
+    "generating": (
+        BASE
+        | {"dialogue.generating", "dialogue.protocol", "dialogue.server.http_models", "dialogue.__version__"},
+        {"msgspec", "pydantic"},
+    ),
     "commands": (
-        BASE | {"dialogue.app", "dialogue.client", "dialogue.commands", "dialogue.storage"},
+        BASE
+        | {
+            "dialogue.app",
+            "dialogue.client",
+            "dialogue.commands",
+            "dialogue.generating",
+            "dialogue.server.static",
+            "dialogue.storage",
+        }
+        | {"dialogue.__version__"},
         {"prompt_toolkit", "rich", "typer"},
     ),
     "client": (BASE | {"dialogue.client", "dialogue.protocol"}, {"msgspec", "websockets", "pydantic"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -13,12 +14,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dialogue import Dialogue, History, Identity, RoomConfig, Unauthenticated, define_event
 from dialogue.cli import cli
+from dialogue.commands import output as terminal
 from dialogue.commands.showing import compact, json_of, printable, text_of, time_of
 from dialogue.events import Event
 
@@ -100,6 +104,14 @@ def test_what_an_event_says() -> None:
     assert time_of(odd) == str(10**30)
     record = json.loads(json_of(odd))
     assert (record["meta"], record["key"], record["kind"], record["seq"]) == ({"a": 1}, "k", "system", None)
+
+
+def test_a_terminal_gets_colours_and_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Square brackets are text, and the only escapes are the command's own."""
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "out", Console(file=screen, force_terminal=True, width=20, highlight=False))
+    terminal.show(("ann", "bold cyan"), ("  ", ""), (printable("[red]a long line\x1b[5m[/red]"), ""))
+    assert screen.getvalue() == "\x1b[1;36mann\x1b[0m  [red]a long line\\u001b[5m[/red]\n"
 
 
 async def test_the_past_is_printed(tmp_path: Path) -> None:

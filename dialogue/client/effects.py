@@ -209,3 +209,8 @@ def is_for_the_moment(error: CommandError) -> bool:
 def is_too_fast(error: CommandError) -> bool:
     """Whether the command was not looked at, for there are too many; it counts as an error of this client."""
     return error.code in ("RATE_LIMITED", "BACKPRESSURE")
+
+
+READ_PAUSE_SECONDS = 1.0
+"""How long a reader of many pages waits at least once the server found it too fast: each such answer counts as an
+error of the client, and one that asked again at once would be answered so until it is closed with 4009."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from functools import partial
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import msgspec
 
 from dialogue.config import EventType
-from dialogue.errors import NotJoined, StoreUnavailable
+from dialogue.errors import NotJoined, RateLimited, StoreUnavailable
 from dialogue.events import Ack, Event, WireEvent
 
+from .effects import READ_PAUSE_SECONDS
 from .encoding import ack_of, check_size, encode_data, new_key
 from .handlers import Calls, Handler, Handlers, Unsubscribe
 from .pages import Gap, Page, Presence, PresenceChange
@@ -389,13 +391,19 @@ class Room:
     ) -> AsyncIterator[Event[Any]]:
         """Yield the room's history from the newest event back to the first, each once, whatever happens meanwhile.
 
+        Where the server finds it too fast, it waits.
+
         Raises:
             StoreUnavailable: A part cannot be read for the moment; everything newer has been yielded.
             CommandError, ConnectionLost: See `page`.
         """
         cursor: str | None = None
         while True:
-            page = await self.page(event, cursor=cursor, limit=page_size)
+            try:
+                page = await self.page(event, cursor=cursor, limit=page_size)
+            except RateLimited as error:
+                await asyncio.sleep(max(error.retry_after_seconds or 0.0, READ_PAUSE_SECONDS))
+                continue
             for item in reversed(page.events):
                 yield item
             if page.gap is not None and page.gap.is_for_the_moment:
@@ -412,7 +420,7 @@ class Room:
         after: int | None = None,
         epoch: str | None = None,
         follow: bool = True,
-        page_size: int = 100,
+        page_size: int = 200,
         max_buffered_events: int = 1000,
         on_gap: Callable[[Gap], Any] | None = None,
     ) -> Stream[T]: ...
@@ -424,7 +432,7 @@ class Room:
         after: int | None = None,
         epoch: str | None = None,
         follow: bool = True,
-        page_size: int = 100,
+        page_size: int = 200,
         max_buffered_events: int = 1000,
         on_gap: Callable[[Gap], Any] | None = None,
     ) -> Stream[Any]: ...
@@ -435,7 +443,7 @@ class Room:
         after: int | None = None,
         epoch: str | None = None,
         follow: bool = True,
-        page_size: int = 100,
+        page_size: int = 200,
         max_buffered_events: int = 1000,
         on_gap: Callable[[Gap], Any] | None = None,
     ) -> Stream[Any]:

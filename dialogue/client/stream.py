@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from dialogue.errors import CommandError, DialogueError, Internal, StreamBroken
 from dialogue.events import CHANGES, Event
 
-from .effects import Timing, is_for_the_moment
+from .effects import READ_PAUSE_SECONDS, Timing, is_for_the_moment, is_too_fast
 from .pages import Gap, Page
 
 logger = logging.getLogger("dialogue.client")
@@ -263,7 +263,7 @@ class Stream(Generic[T]):
                 source.after = event.seq
         if gap is not None and gap.is_for_the_moment:
             source.cursor = page.next or source.cursor
-            await self._pause("a part of the history cannot be read for the moment", None)
+            await self._pause("a part of the history cannot be read for the moment")
             return
         self._failures = 0
         source.cursor = page.next
@@ -292,17 +292,18 @@ class Stream(Generic[T]):
             # A fault of the server may be one for good.
             is_over = isinstance(error, Internal) and self._failures >= self._timing.trigger_attempts
             if isinstance(error, CommandError) and is_for_the_moment(error) and not is_over:
-                await self._pause(str(error), error.retry_after_seconds)
+                least = READ_PAUSE_SECONDS if is_too_fast(error) else 0.0
+                await self._pause(str(error), max(error.retry_after_seconds or 0.0, least))
             else:
                 self.finish(error)
             return None
 
-    async def _pause(self, problem: str, at_least_seconds: float | None) -> None:
+    async def _pause(self, problem: str, at_least_seconds: float = 0.0) -> None:
         if not self._failures:
-            logger.warning("the stream of room %r waits: %s", self.room_id, problem)
+            logger.info("the stream of room %r waits: %s", self.room_id, problem)
         timing = self._timing
         highest = min(timing.backoff_limit_seconds, timing.backoff_seconds * 2 ** min(self._failures, 30))
         self._failures += 1
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(random.random() * highest, at_least_seconds or 0.0)):
+            async with asyncio.timeout(max(random.random() * highest, at_least_seconds)):
                 await self._ended.wait()

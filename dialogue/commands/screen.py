@@ -82,7 +82,7 @@ class Terminal:
         self._waiting_count = 0
         # What is entered is shown when it comes back from the server, in its place.
         self._session: PromptSession[str] = PromptSession(
-            "> ", erase_when_done=True, bottom_toolbar=self._toolbar
+            "> ", erase_when_done=True, bottom_toolbar=self._toolbar, reserve_space_for_menu=0
         )
         self._tasks: set[asyncio.Task[None]] = set()
 

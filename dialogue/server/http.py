@@ -99,6 +99,11 @@ _STREAM = [
 ]
 
 
+_REFUSED = {
+    "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorAnswer.__name__}"}}}
+}
+
+
 def make_http_router(dialogue: Dialogue) -> APIRouter:
     """Return the routes under which *dialogue* is read and published to without a socket."""
 
@@ -168,9 +173,11 @@ def make_http_router(dialogue: Dialogue) -> APIRouter:
         responses: dict[int | str, dict[str, Any]] | None = None,
         **more: Any,
     ) -> None:
-        refusals: dict[int | str, dict[str, Any]] = {
-            code: {"model": ErrorAnswer} for code in (400, 401, 403, *errors, 429, 500, 503)
-        }
+        # A model is compiled for each place that names it, which at every status of every route would be most of what
+        # making an application costs: one place brings it into the document, the others refer to it there.
+        refusals: dict[int | str, dict[str, Any]] = {400: {"model": ErrorAnswer}}
+        for code in (401, 403, *errors, 429, 500, 503):
+            refusals[code] = _REFUSED
         router.add_api_route(
             path,
             _answering(dialogue, endpoint, status_code=status_code),

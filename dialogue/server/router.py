@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, FastAPI, Response, WebSocket
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, WebSocket
+from fastapi.responses import JSONResponse
 
+from ..generating.asyncapi import asyncapi, servers
 from .http import make_http_router
 from .metrics import CONTENT_TYPE
+from .static import STATIC, StaticFile
 from .websocket import serve_websocket
 
 if TYPE_CHECKING:
     from ..app import Dialogue
 
-# A module is fetched with CORS: pages of other origins may load it; whether they may connect is another question.
-_MODULE_HEADERS = {"Cache-Control": "no-cache", "Access-Control-Allow-Origin": "*"}
-
-STATIC = Path(__file__).parent.parent / "static"
+CLIENT_FILES = {
+    "dialogue.js": "text/javascript; charset=utf-8",
+    "dialogue.d.ts": "application/typescript; charset=utf-8",
+}
+"""The browser client and its types, with their content types."""
 
 
 def make_router(dialogue: Dialogue) -> APIRouter:
@@ -45,9 +48,26 @@ def make_router(dialogue: Dialogue) -> APIRouter:
             websocket, hub, allowed_origins=dialogue.allowed_origins, logger=dialogue.logger
         )
 
-    @router.get("/dialogue.js", include_in_schema=False)
-    async def client() -> FileResponse:
-        return FileResponse(STATIC / "dialogue.js", media_type="text/javascript", headers=_MODULE_HEADERS)
+    for name, media_type in CLIENT_FILES.items():
+        file = StaticFile(STATIC / name, media_type=media_type)
+        router.add_api_route(f"/{name}", file.answer, methods=["GET", "HEAD"], include_in_schema=False)
+
+    # Everything that a request changes but its own address; it is made once, since it takes a while.
+    describe = lru_cache(maxsize=4)(partial(asyncapi, dialogue.room_types))
+
+    @router.get("/asyncapi.json", include_in_schema=False)
+    def document(request: Request) -> JSONResponse:
+        """Describe the socket to whoever may see the application's OpenAPI, which names the routes beside it."""
+        app = request.app
+        # Rooms that a hook hides are not told of in another way.
+        if getattr(app, "openapi_url", None) is None or dialogue.hides_rooms:
+            raise HTTPException(404)
+        is_authenticated = not dialogue.is_development
+        found = describe(is_authenticated=is_authenticated, title=app.title, version=app.version)
+        base = str(request.url.replace(query="")).partition("?")[0].removesuffix("/asyncapi.json")
+        with suppress(ValueError):  # whoever asks has named a host that is none
+            found = {**found, "servers": servers(base, is_authenticated=is_authenticated)}
+        return JSONResponse(found, headers={"Cache-Control": "no-cache", "Vary": "Host"})
 
     router.include_router(make_http_router(dialogue))
     return router

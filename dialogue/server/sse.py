@@ -80,7 +80,7 @@ class Streams(Requests):
         if wait_seconds is not None and since is not None:
             deadline = asyncio.get_running_loop().time() + min(wait_seconds, hub.limits.poll_seconds)
             async with _until_gone(request.receive, follower, hub):
-                found = await _wait(hub, client, follower, found, since, deadline=deadline)
+                found = await _wait(hub, client, follower, found, since, sync=sync, deadline=deadline)
             through = follower.seq
             client.check_not_expired()
         # What was readable when it was begun may not be any more; or the room has been deleted.
@@ -99,6 +99,7 @@ async def _wait(
     found: history.Joined,
     since: protocol.Since,
     *,
+    sync: int | None,
     deadline: float,
 ) -> history.Joined:
     """Wait until there is something after *since*, and return it; *found* when there is nothing by *deadline*.
@@ -113,7 +114,7 @@ async def _wait(
             room: Room = await hub.open_rooms.open(follower.room_id)
             follower.start(room)
             found = await history.read_joined(
-                hub, room, follower.subscriber, through=follower.seq, since=since, sync=None
+                hub, room, follower.subscriber, through=follower.seq, since=since, sync=sync
             )
             continue
         events = follower.take_events()

@@ -7,8 +7,11 @@ has no end would keep it for ever. Its server object is where the signals of the
 from __future__ import annotations
 
 import signal
+import sys
+from typing import TYPE_CHECKING
 
-import uvicorn
+if TYPE_CHECKING:
+    import uvicorn
 
 
 def find_server() -> uvicorn.Server | None:
@@ -17,5 +20,7 @@ def find_server() -> uvicorn.Server | None:
     Servers that leave the signals to somebody else, and those of other makes, end a stream when their own time for a
     graceful stop is over.
     """
+    # Not imported for this: where it serves it has been.
+    module = sys.modules.get("uvicorn")
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return server if isinstance(server, uvicorn.Server) else None
+    return server if module is not None and isinstance(server, module.Server) else None

@@ -183,7 +183,11 @@ export interface Live<Value> {
   close(): void;
 }
 
-export interface DialogueClient<Events extends EventMap = EventMap> {
+/**
+ * *Events* is the data that comes, *Sent* the data that is sent: they differ where the server fills in defaults, or
+ * lets clients trigger some events only. `dialogue types` writes both.
+ */
+export interface DialogueClient<Events extends EventMap = EventMap, Sent extends EventMap = Events> {
   readonly state: ConnectionState;
   readonly connected: boolean;
   /** What the present connection uses; null while there is none. */
@@ -196,8 +200,11 @@ export interface DialogueClient<Events extends EventMap = EventMap> {
   connect(): Promise<void>;
   disconnect(): void;
   /** Joins, or returns the room joined already; each join needs a `leave()` of its own. */
-  join(roomId: string, options?: JoinOptions<Events>): Promise<Room<Events>>;
-  getRoom(roomId: string): Room<Events> | undefined;
+  join<In extends EventMap = Events, SentIn extends EventMap = Pick<Sent, keyof Sent & keyof In>>(
+    roomId: string,
+    options?: JoinOptions<Events>,
+  ): Promise<Room<In, SentIn>>;
+  getRoom(roomId: string): Room<Events, Sent> | undefined;
   listRooms(): Promise<RoomInfo[]>;
   /** Makes a room, where the server lets clients; it is not joined by that. */
   createRoom(roomId: string, name: string, options?: CreateRoomOptions): Promise<void>;
@@ -215,7 +222,7 @@ export interface DialogueClient<Events extends EventMap = EventMap> {
   onError(fn: (error: DialogueError) => void): Unsubscribe;
   onState(fn: (state: ConnectionState) => void): Unsubscribe;
   /** The server has put this client into a room that it did not ask for. */
-  onJoined(fn: (room: Room<Events>) => void): Unsubscribe;
+  onJoined(fn: (room: Room<Events, Sent>) => void): Unsubscribe;
   /** Not repeated: after a lost connection `listRooms` tells. */
   onRoomCreated(fn: (room: RoomInfo) => void): Unsubscribe;
   onRoomUpdated(fn: (room: RoomInfo) => void): Unsubscribe;
@@ -277,7 +284,7 @@ export interface Page<Event = DialogueEvent> {
   gap: Gap | null;
 }
 
-export interface Room<Events extends EventMap = EventMap> {
+export interface Room<Events extends EventMap = EventMap, Sent extends EventMap = Events> {
   readonly id: string;
   readonly name: string | null;
   /** As last confirmed by the server. */
@@ -296,9 +303,9 @@ export interface Room<Events extends EventMap = EventMap> {
   /** Removed from the room by the server. */
   onLeft(fn: (reason: string) => void): Unsubscribe;
 
-  trigger<Name extends keyof Events & string>(
+  trigger<Name extends keyof Sent & string>(
     event: Name,
-    data: Events[Name],
+    data: Sent[Name],
     options?: TriggerOptions,
   ): Promise<Ack>;
 
@@ -339,7 +346,7 @@ export interface Room<Events extends EventMap = EventMap> {
   timeline<Name extends keyof Events & string = keyof Events & string>(
     events?: Name | readonly Name[] | "*",
     options?: TimelineOptions,
-  ): Timeline<Events[Name], Name>;
+  ): Timeline<Events[Name], Name, Sent[Name & keyof Sent]>;
 
   /** Gives up one `join`; with the last one the room is left. */
   leave(): Promise<void>;
@@ -375,7 +382,7 @@ export interface TimelineSnapshot<Data = any, Name extends string = string> {
   readonly gaps: readonly TimelineGap[];
 }
 
-export interface Timeline<Data = any, Name extends string = string> {
+export interface Timeline<Data = any, Name extends string = string, Sent = Data> {
   /** Called after changes, once per microtask. */
   subscribe(fn: () => void): Unsubscribe;
   /** The same object until something changes. */
@@ -384,7 +391,7 @@ export interface Timeline<Data = any, Name extends string = string> {
   loadOlder(): Promise<void>;
   /** The same towards newer entries that were dropped, until the list has joined the live end. */
   loadNewer(): Promise<void>;
-  /** Begins again with the newest page, for a "jump to the newest"; at the live end there is nothing to do. */
+  /** Begins again with the newest page, for a "jump to the newest"; at the live end, if there is no gap, there is nothing to do. */
   loadNewest(): Promise<void>;
   /** Loads a page into a hole with the reason "missed", or tries a "tier_unavailable" one again. */
   fill(gap: TimelineGap): Promise<void>;
@@ -394,12 +401,12 @@ export interface Timeline<Data = any, Name extends string = string> {
    */
   setFollowing(isFollowing: boolean): void;
   /** Returns the uid of the entry that it shows at once. */
-  send(data: Data, options?: { event?: Name; meta?: Record<string, unknown> }): string;
+  send(data: Sent, options?: { event?: Name; meta?: Record<string, unknown> }): string;
   retry(uid: string): void;
   discard(uid: string): void;
   close(): void;
 }
 
-export function createDialogueClient<Events extends EventMap = EventMap>(
+export function createDialogueClient<Events extends EventMap = EventMap, Sent extends EventMap = Events>(
   options: ClientOptions,
-): DialogueClient<Events>;
+): DialogueClient<Events, Sent>;

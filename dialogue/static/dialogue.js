@@ -2995,12 +2995,18 @@ class Timeline {
   }
 
   /**
-   * Begins again with the newest page; what is held stays until it is here. At the live end there
-   * is nothing to do.
+   * Begins again with the newest page; what is held stays until it is here. At the live end, if
+   * there is no hole, there is nothing to do.
    */
   loadNewest() {
     if (!this.#isStarted) return this.loadOlder();
-    if (!this.#hasNewer) return this.#jobs.get("rejoin")?.promise ?? Promise.resolve();
+    if (!this.#hasNewer) {
+      const rejoining = this.#jobs.get("rejoin");
+      if (rejoining) return rejoining.promise;
+      // What no seq leads to is found again from above only.
+      if (this.#closed || this.#holes.every((hole) => hole.afterUid === null)) return Promise.resolve();
+      this.#leaveLiveEnd();
+    }
     return this.#load("newest", {
       query: () => {
         if (this.#hasNewer) return {};
@@ -3341,7 +3347,7 @@ class Timeline {
   }
 
   #takeOlder(page) {
-    if (!this.#isStarted && page.next !== null) this.#dropBelow(page.events[0]?.seq);
+    if (!this.#isStarted) this.#dropBelow(page);
     const fresh = this.#fresh(page.events);
     const isUnavailable = page.gap?.reason === "tier_unavailable";
     for (const hole of this.#holes) {
@@ -3360,7 +3366,11 @@ class Timeline {
     this.#hasOlder = next !== null || isUnavailable;
     if (next !== null) this.#older = { cursor: next };
     if (next !== null && this.#recorded.length) this.#marks.set(this.#recorded[0].uid, this.#older);
-    if (gap) this.#holes.unshift(holeOf(gap, null));
+    if (!gap) return;
+    // What has come live may still be held where the server has it no more.
+    const below = (this.#recorded[0]?.seq ?? Infinity) - 1;
+    const throughSeq = isUnavailable ? gap.throughSeq : Math.min(gap.throughSeq, below);
+    if (gap.fromSeq <= throughSeq) this.#holes.unshift(holeOf({ ...gap, throughSeq }, null));
   }
 
   #takeNewer(page) {
@@ -3516,10 +3526,12 @@ class Timeline {
     this.#askMark({ at: this.#recorded[extra + (this.#maxEntries >> 3)] });
   }
 
-  /** What came live and lies below the first page comes again with its `next`, maybe without its seq. */
-  #dropBelow(seq) {
+  /** What came live and is older than what the first page has by seq is in it without, or behind it. */
+  #dropBelow({ events, next }) {
+    const known = events.find(({ seq }) => seq !== null);
+    if (!known || (next === null && known === events[0])) return;
     let count = 0;
-    while (count < this.#recorded.length && this.#recorded[count].seq < seq) count += 1;
+    while (count < this.#recorded.length && this.#recorded[count].seq < known.seq) count += 1;
     if (count > 0) this.#dropOldest(count);
   }
 

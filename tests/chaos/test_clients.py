@@ -86,7 +86,7 @@ async def chaos(
         make_fleet(f"http://127.0.0.1:{proxy.port}", members, pause_seconds=size.publish_seconds) as fleet,
     ):
         for killed in range(kills + 1):
-            await proxy.play(steps, cuts=size.cuts // (kills + 1))
+            await proxy.play(steps, cuts=-(-size.cuts // (kills + 1)))
             if killed < kills:
                 await server.kill()
                 await server.start()

@@ -1,18 +1,72 @@
-"""The browser client's timeline under random calls, which runs under Node."""
+"""The browser client's timeline under random calls, and on a real server; both run under Node."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("timeline.test.mjs")
+from dialogue import Dialogue, History, Limits, RoomConfig, define_event
+
+from .test_against_server import serving
+
+FOLDER = Path(__file__).parent
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
+@needs_node
 def test_the_browser_timeline_under_node() -> None:
     """Everything in ``timeline.test.mjs`` holds; ``TIMELINE_SEED`` and ``TIMELINE_SEEDS`` choose what is tried."""
-    done = subprocess.run(["node", "--test", str(SCRIPT)], capture_output=True, text=True, timeout=300)
+    command = ["node", "--test", str(FOLDER / "timeline.test.mjs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def without_seqs(dialogue: Dialogue) -> None:
+    """Hand over to a table that keeps neither seqs nor epochs."""
+    table: dict[str, list[dict[str, Any]]] = {}
+
+    @dialogue.on_cleanup
+    async def keep(room_id: str, event_name: str, events: list[Any]) -> None:
+        table.setdefault(event_name, []).extend(
+            {"event": event_name, "data": event.data, "sender": event.sender, "timestamp": event.timestamp}
+            for event in events
+        )
+
+    @dialogue.on_load
+    async def older(room_id: str, event_name: str, start: int, end: int) -> list[dict[str, Any]]:
+        return table.get(event_name, [])[::-1][start:end]
+
+
+@needs_node
+@pytest.mark.parametrize("kind", ["log", "archive", "gone"])
+async def test_the_browser_timeline_on_a_server(kind: str, tmp_path: Path) -> None:
+    """Scrolling both ways and filling what was missed shows every event, whichever tier has it."""
+    message = define_event("message", schema=dict[str, Any], history=History(limit=30))
+    dialogue = Dialogue(
+        rooms={"general": RoomConfig(name="General", events=[message])},
+        store=f"sqlite:///{tmp_path / 'log.db'}" if kind == "log" else None,
+        limits=Limits(replay_events=5),
+    )
+    if kind == "archive":
+        without_seqs(dialogue)
+    async with serving(dialogue) as port:
+        node = await asyncio.create_subprocess_exec(
+            *("node", "--experimental-websocket", "--no-warnings"),
+            str(FOLDER / "timeline_against_server.mjs"),
+            f"http://127.0.0.1:{port}",
+            kind,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            output, _ = await asyncio.wait_for(node.communicate(), 60)
+        finally:
+            if node.returncode is None:
+                node.kill()
+                await node.wait()
+    assert node.returncode == 0, output.decode()

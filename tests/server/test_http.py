@@ -844,10 +844,16 @@ def test_openapi_names_the_routes() -> None:
         (method, prefix + path)
         for prefix in ("/one", "/other")
         for method, path in (
+            ("get", "/me"),
             ("get", "/rooms"),
+            ("post", "/rooms"),
+            ("delete", "/rooms/{room}"),
             ("get", "/rooms/{room}/history"),
             ("get", "/rooms/{room}/presence"),
+            ("get", "/rooms/{room}/events"),
             ("post", "/rooms/{room}/events"),
+            ("patch", "/rooms/{room}/events/{seq}"),
+            ("delete", "/rooms/{room}/events/{seq}"),
             ("post", "/rooms/{room}/read"),
             ("get", "/unread"),
             ("get", "/sessions"),

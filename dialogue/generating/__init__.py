@@ -1,0 +1,1 @@
+"""What is written from the declarations: TypeScript types, and the AsyncAPI document."""

@@ -1,0 +1,77 @@
+import { type FormEvent, type UIEvent, useState, useSyncExternalStore } from "react";
+
+import type { DialogueClient } from "./dialogue.js";
+import type { Events, SentEvents } from "./events.js";
+import { useTimeline } from "./useTimeline.js";
+
+/** How near to an end, in pixels, the next page is loaded. */
+const NEAR = 300;
+
+interface ChatProps {
+  client: DialogueClient<Events, SentEvents>;
+  roomId: string;
+  username: string;
+}
+
+export function Chat({ client, roomId, username }: ChatProps) {
+  const { timeline, snapshot, error } = useTimeline(client, roomId, "message");
+  const state = useSyncExternalStore((fn) => client.onState(fn), () => client.state, () => client.state);
+  const [text, setText] = useState("");
+
+  // The list stands on its end (see chat.css): 0 is the newest message, and older ones have negative places.
+  function scrolled({ currentTarget: list }: UIEvent<HTMLElement>) {
+    const fromEnd = Math.abs(list.scrollTop);
+    timeline?.setFollowing(fromEnd < NEAR);
+    if (fromEnd < NEAR && snapshot.hasNewer) void timeline?.loadNewer();
+    if (list.scrollHeight - list.clientHeight - fromEnd < NEAR && snapshot.hasOlder) void timeline?.loadOlder();
+  }
+
+  function send(event: FormEvent) {
+    event.preventDefault();
+    if (!timeline || text.trim() === "") return;
+    timeline.send({ text, username });
+    setText("");
+  }
+
+  return (
+    <section className="chat" aria-label={roomId}>
+      <p role="status">
+        {error ? `Not in this room: ${error.message}` : state}
+        {snapshot.error && ` · ${snapshot.error.message}`}
+      </p>
+      <div className="messages" onScroll={scrolled} tabIndex={0}>
+        <ol>
+          {snapshot.hasOlder && (
+            <li>
+              <button onClick={() => void timeline?.loadOlder()} disabled={snapshot.loading}>
+                Older messages
+              </button>
+            </li>
+          )}
+          {snapshot.entries.map((entry) => (
+            <li key={entry.uid} className={entry.status}>
+              {entry.deleted ? (
+                <i>deleted</i>
+              ) : (
+                <>
+                  <b>{entry.data.username}</b> {entry.data.text} {entry.edited && <small>(edited)</small>}
+                </>
+              )}
+              {entry.status === "failed" && (
+                <>
+                  {" "}
+                  <em>{entry.error?.message}</em> <button onClick={() => timeline?.retry(entry.uid)}>Send again</button>{" "}
+                  <button onClick={() => timeline?.discard(entry.uid)}>Discard</button>
+                </>
+              )}
+            </li>
+          ))}
+        </ol>
+      </div>
+      <form onSubmit={send}>
+        <input aria-label="Message" value={text} onChange={(event) => setText(event.target.value)} maxLength={2000} />
+        <button disabled={!timeline}>Send</button>
+      </form>
+    </section>
+  );
+}

@@ -1,0 +1,22 @@
+import { StrictMode } from "react";
+import { createRoot } from "react-dom/client";
+
+import { Chat } from "./Chat.js";
+import { createDialogueClient } from "./dialogue.js";
+import type { Events, SentEvents } from "./events.js";
+
+const username = new URLSearchParams(location.search).get("name") ?? `Guest ${Math.floor(Math.random() * 1000)}`;
+
+// One client for the whole page, made outside of any component.
+const client = createDialogueClient<Events, SentEvents>({
+  url: "http://127.0.0.1:3000",
+  auth: { user_id: username },
+});
+client.onError((error) => console.error(error));
+client.connect().catch(() => {}); // onError has told it
+
+createRoot(document.getElementById("root")!).render(
+  <StrictMode>
+    <Chat client={client} roomId="general" username={username} />
+  </StrictMode>,
+);
