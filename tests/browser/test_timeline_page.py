@@ -187,7 +187,7 @@ async def say_all(window: Window, texts: list[str]) -> None:
 
 async def test_the_server_is_killed_mid_scroll_and_mid_send(tmp_path: Path, browser: Browser) -> None:
     """Nothing is lost or doubled on screen."""
-    await kills(browser, tmp_path, past=500, rounds=2)
+    await kills(browser, tmp_path, past=300, rounds=2)
 
 
 @pytest.mark.slow
@@ -205,7 +205,7 @@ async def cut_off(
 ) -> None:
     """Let *away* happen to a page between two looks at it, while others publish; compare."""
     async with (
-        serving(folder, past=lines(200), ping_seconds=ping_seconds) as server,
+        serving(folder, past=lines(100), ping_seconds=ping_seconds) as server,
         ChaosProxy(server.port) as proxy,
     ):
         window = await Window.open(browser, f"http://127.0.0.1:{proxy.port}", name="Ada", backoff=0.1)
@@ -243,7 +243,7 @@ async def no_network(window: Window, proxy: ChaosProxy, seconds: float) -> None:
 
 async def test_the_network_is_away(tmp_path: Path, browser: Browser) -> None:
     """What was missed and what was written meanwhile is there once it is back, in order and once."""
-    await cut_off(browser, tmp_path, lambda window, proxy: no_network(window, proxy, 2), ping_seconds=0.5)
+    await cut_off(browser, tmp_path, lambda window, proxy: no_network(window, proxy, 1.5), ping_seconds=0.5)
 
 
 @pytest.mark.slow
@@ -283,13 +283,13 @@ async def test_a_laptop_that_sleeps(
     tmp_path: Path, browser: Browser, sleep: Callable[[Window, ChaosProxy, float], Coroutine[Any, Any, None]]
 ) -> None:
     """Timers stand still, time goes on, the server has long closed: all is there after waking, once."""
-    await cut_off(browser, tmp_path, lambda window, proxy: sleep(window, proxy, 2), ping_seconds=0.5)
+    await cut_off(browser, tmp_path, lambda window, proxy: sleep(window, proxy, 1.5), ping_seconds=0.5)
 
 
 async def test_where_no_web_socket_comes_through(tmp_path: Path, browser: Browser) -> None:
     """Over server-sent events the room behaves the same: send, receive, scroll, edit, resume after a cut."""
     async with (
-        serving(tmp_path, past=lines(500), ping_seconds=0.5) as server,
+        serving(tmp_path, past=lines(300), ping_seconds=0.5) as server,
         ChaosProxy(server.port) as proxy,
     ):
         proxy.forbids_sockets = True
@@ -303,9 +303,9 @@ async def test_where_no_web_socket_comes_through(tmp_path: Path, browser: Browse
         await grace.until_shown("over requests")
         await grace.say("over a socket")
         await window.until_shown("over a socket")
-        await window.page.evaluate("room.edit(501, {text: 'edited'})")
+        await window.page.evaluate("room.edit(301, {text: 'edited'})")
         for other in (window, grace):
-            await expect(other.page.locator("[data-seq='501'] .text")).to_have_text("edited")
+            await expect(other.page.locator("[data-seq='301'] .text")).to_have_text("edited")
         for _ in range(3):
             await load_older(window)
 
