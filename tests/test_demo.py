@@ -45,6 +45,7 @@ def test_the_demo_serves_its_page_and_its_past(tmp_path: Path) -> None:
         assert "demo/demo.css" in page
         for path, kind in (
             ("demo/demo.js", "text/javascript"),
+            ("demo/message-list.js", "text/javascript"),
             ("demo/demo.css", "text/css"),
             ("dialogue.js", "text/javascript"),
             ("health", "application/json"),

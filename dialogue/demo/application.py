@@ -23,6 +23,17 @@ from .recording import OnProgress, record_past
 
 STATIC = Path(__file__).parent.parent / "static" / "demo"
 
+MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+"""Known by its ending everywhere but on systems whose registry says otherwise, and a module must be JavaScript."""
+
+HEADERS = {
+    "Cache-Control": "no-cache",
+    # Nothing but the demo's own files and its socket. Browsers differ in whether 'self' covers a socket.
+    "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
+    "base-uri 'none'; object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
 PORTS_TRIED = 101
 """The port that was asked for, and the hundred after it."""
 
@@ -56,6 +67,7 @@ def make_dialogue(folder: Path) -> Dialogue:
             "random": RoomConfig(name="Random", description="Everything else", events=events),
             "help": RoomConfig(name="Help", description="Questions and answers", events=events),
         },
+        client_rooms=RoomConfig(name="A room of someone's", events=events),
         store=SQLStore(database_url(folder), lock_wait_seconds=LOCK_WAIT_SECONDS),
     )
 
@@ -85,17 +97,15 @@ def make_app(
     app = FastAPI(title="Dialogue demo", lifespan=lifespan, openapi_url=None)
     app.include_router(dialogue.router)
     app.include_router(dialogue.ops_router)
-    for path, name in (("/", "index.html"), ("/demo/demo.js", "demo.js"), ("/demo/demo.css", "demo.css")):
-        app.add_api_route(path, _page(name), methods=["GET", "HEAD"])
+    app.add_api_route("/", _page(STATIC / "index.html"), methods=["GET", "HEAD"])
+    for file in sorted(STATIC.glob("*.js")) + sorted(STATIC.glob("*.css")):
+        app.add_api_route(f"/demo/{file.name}", _page(file), methods=["GET", "HEAD"])
     return app
 
 
-def _page(name: str) -> Callable[[], FileResponse]:
-    # Known by its ending everywhere but on systems whose registry says otherwise, and a module must be JavaScript.
-    media_type = {"html": "text/html", "js": "text/javascript", "css": "text/css"}[name.rpartition(".")[2]]
-
+def _page(file: Path) -> Callable[[], FileResponse]:
     def page() -> FileResponse:
-        return FileResponse(STATIC / name, media_type=media_type, headers={"Cache-Control": "no-cache"})
+        return FileResponse(file, media_type=MEDIA_TYPES[file.suffix], headers=HEADERS)
 
     return page
 

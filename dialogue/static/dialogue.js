@@ -590,10 +590,12 @@ async function* messagesFrom(stream, onHeard) {
   }
 }
 
-/**
- * A right to one of the streams that all tabs have together; null if none is free. Where the
- * platform has no locks each tab counts its own.
- */
+/** Tabs that cannot agree (pages over plain http have no locks) take one stream each. */
+function mostStreams() {
+  return globalThis.document && !globalThis.navigator?.locks ? 1 : MAX_STREAMS;
+}
+
+/** A right to one of the streams that all tabs have together; null if none is free. */
 async function takeShare(host) {
   const { locks } = globalThis.navigator ?? {};
   if (!locks) return () => {};
@@ -675,7 +677,9 @@ class HttpLink extends Link {
   /** Commands being dealt with: one that its sender thinks lost is not done twice at a time. */
   #refs = new Set();
   #streams = 0;
-  #mostStreams = MAX_STREAMS;
+  #mostStreams = mostStreams();
+  /** When a polled room was last to get a stream, and how many there were. */
+  #promotion = { streams: -1, at: 0 };
   #requests = 0;
   /** Requests that wait for others. Bounded by the client's own bounds. */
   #waiting = [];
@@ -848,14 +852,13 @@ class HttpLink extends Link {
     }
   }
 
-  async #call(method, path, { query, body } = {}) {
+  async #call(method, path, { query, body, timeoutMs = this.#source.timeoutMs } = {}) {
     while (this.alive && this.#requests >= Math.max(2, MAX_CONNECTIONS - this.#streams)) {
       await new Promise((resolve) => this.#waiting.push(resolve));
     }
     if (!this.alive) throw new Unreachable("closed");
     this.#requests += 1;
     try {
-      const { timeoutMs } = this.#source;
       const { response, end } = await this.#fetch(method, path, { query, body, timeoutMs });
       try {
         const text = await response.text();
@@ -1084,7 +1087,7 @@ class HttpLink extends Link {
     if (this.#isChecking || !this.alive || this.connectedAt === null) return;
     this.#isChecking = true;
     try {
-      await this.#call("GET", "me");
+      await this.#call("GET", "me", { timeoutMs: Math.min(2 * CHECK_MS, this.#source.timeoutMs) });
     } catch (error) {
       if (!(error instanceof Refusal)) this.fail(1006, "the server cannot be reached");
       else if (error.wire.code === "UNAUTHENTICATED") this.#refused(error);
@@ -1112,11 +1115,14 @@ class HttpLink extends Link {
     const { pollMs } = this.#source;
     const due = Date.now() - pollMs;
     const polled = [...this.#rooms.values()].filter((room) => room.isPolled);
-    if (polled.length > 0 && this.#streams < this.#mostStreams && polled[0].triedAt !== this.#streams) {
-      // A share may be another tab's: asked for once, and again when this one has let one go.
-      polled[0].triedAt = this.#streams;
-      this.#inLine(polled[0].id, () => this.#promote(polled[0]));
-      return;
+    if (polled.length > 0 && this.#streams < this.#mostStreams) {
+      // It may be another tab that has it: asked for when this one has let one go, else now and then.
+      const { streams, at } = this.#promotion;
+      if (streams !== this.#streams || at <= Date.now() - 10 * pollMs) {
+        this.#promotion = { streams: this.#streams, at: Date.now() };
+        this.#inLine(polled[0].id, () => this.#promote(polled[0]));
+        return;
+      }
     }
     const oldest = polled.reduce((one, other) => (!one || other.polledAt < one.polledAt ? other : one), null);
     if (oldest && oldest.polledAt <= due) {
@@ -1874,7 +1880,11 @@ class DialogueClient {
     else {
       this.#deafOpenings = OPENINGS_BEFORE_FALLBACK;
       this.#probes = 0;
-      if (link.transport === "sse") this.#probeLater();
+      // Where one has opened before, the server was away: it is tried at once.
+      if (link.transport === "sse" && this.#transports.length > 1) {
+        if (this.#hasOpenedSocket) this.#probe();
+        else this.#probeLater();
+      }
     }
     this.clientId = message.client_id ?? null;
     this.userId = message.user_id;

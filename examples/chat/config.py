@@ -19,9 +19,10 @@ class Message(BaseModel):
 
 
 message = define_event("message", schema=Message, history=History(limit=100))
+typing = define_event("typing")  # no history: told to the others and forgotten
 
 dialogue = Dialogue(
-    rooms={"general": RoomConfig(name="General Chat", events=[message], sync_history_on_join=50)},
+    rooms={"general": RoomConfig(name="General Chat", events=[message, typing], sync_history_on_join=50)},
 )
 
 

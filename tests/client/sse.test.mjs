@@ -293,3 +293,36 @@ test("a page that comes back looks whether its streams are alive", async (t) => 
   await until(() => room.joined);
   ann.disconnect();
 });
+
+test("credentials that end are asked for again; refused ones are the end", async (t) => {
+  const tokens = ["ann soon gone", "ann"];
+  const options = { ...sse, url: process.env.DIALOGUE_GUARDED_URL, auth: () => ({ token: tokens.shift() }) };
+  const ann = makeClient(t, null, options);
+  const closed = [];
+  ann.onDisconnect((info) => closed.push(info));
+  await ann.connect();
+  assert.equal(ann.userId, "ann");
+  const room = await ann.join("general");
+  await until(() => closed.length);
+  await until(() => room.joined);
+  assert.deepEqual([closed[0].code, closed[0].willReconnect, tokens.length], [4001, true, 0]);
+  assert.deepEqual(ann.errors, []);
+  await room.trigger("message", 1);
+
+  const eve = makeClient(t, null, { ...options, auth: { token: "eve" } });
+  await assert.rejects(eve.connect(), { code: "UNAUTHENTICATED", message: "log in again" });
+  assert.equal(eve.state, "offline");
+});
+
+test("while neither comes through both are tried in turn, without end", async (t) => {
+  const ann = makeClient(t, "ann", { transports: undefined });
+  ann.network.isBlocked = ann.network.isDown = true;
+  const connecting = ann.connect();
+  await until(() => ann.network.requests.length === 5);
+  assert.ok(ann.errors.length >= 6); // the sockets
+  assert.deepEqual([...new Set(ann.network.requests)], ["GET /me"]);
+  assert.equal(ann.state, "connecting");
+  ann.network.isBlocked = false;
+  await connecting;
+  assert.equal(ann.transport, "websocket");
+});

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dialogue import Dialogue, History, Limits, RoomConfig, define_event
+from dialogue import Dialogue, History, Identity, Limits, RoomConfig, Unauthenticated, define_event
 from tests.server.harness import serve
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
@@ -36,11 +38,28 @@ def make_dialogue() -> Dialogue:
     )
 
 
+def make_guarded() -> Dialogue:
+    """Who has the token ``ann`` is ann for good, who has ``ann soon gone`` for a moment."""
+    dialogue = Dialogue(rooms={"general": RoomConfig(events=[message])})
+    ends: dict[str, float] = {}
+
+    @dialogue.authenticate
+    def authenticate(request: object, auth: dict[str, Any]) -> Identity:
+        name, *soon = str(auth.get("token")).split(" ", 1)
+        expires_at = ends.setdefault(name, time.time() + 1) if soon else None
+        if name != "ann" or (expires_at is not None and expires_at <= time.time()):
+            raise Unauthenticated("log in again")
+        return Identity(name, expires_at=expires_at)
+
+    return dialogue
+
+
 async def run(script: str, **variables: str) -> None:
     """Run one script's tests, all of which hold."""
     node = await asyncio.create_subprocess_exec(
         "node",
         "--test",
+        "--test-timeout=60000",  # a test that hangs says which one it is, and ends
         str(HERE / f"{script}.test.mjs"),
         env=os.environ | variables,
         stdout=asyncio.subprocess.PIPE,
@@ -64,5 +83,5 @@ async def test_under_node(script: str) -> None:
 @pytest.mark.parametrize("script", ["rooms", "sse"])
 async def test_under_node_against_a_server(script: str) -> None:
     """Everything in the script holds against a real server."""
-    async with serve(make_dialogue()) as address:
-        await run(script, DIALOGUE_URL=f"http://{address}")
+    async with serve(make_dialogue()) as address, serve(make_guarded()) as guarded:
+        await run(script, DIALOGUE_URL=f"http://{address}", DIALOGUE_GUARDED_URL=f"http://{guarded}")

@@ -63,6 +63,8 @@ const options: Required<Omit<ClientOptions, "WebSocket" | "fetch" | "auth">> & C
   connectTimeoutSeconds: 1,
   backoffSeconds: 1,
   maxBackoffSeconds: 1,
+  pollSeconds: 1,
+  probeSeconds: 1,
 };
 const auth: Auth = { token: "x" };
 createDialogueClient({ ...options, auth, WebSocket, fetch });

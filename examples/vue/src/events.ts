@@ -30,6 +30,7 @@ export interface DeleteData {
 /** Data of the events, by name, as it comes. */
 export interface Events {
   message: Message;
+  typing: unknown;
   "$edit": EditData;
   "$delete": DeleteData;
 }
@@ -37,4 +38,5 @@ export interface Events {
 /** Data of the events that clients may trigger, by name, as it is sent. */
 export interface SentEvents {
   message: Message;
+  typing: unknown;
 }
