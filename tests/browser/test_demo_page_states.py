@@ -135,6 +135,7 @@ async def test_without_websockets_rooms_badges_and_people_are_told_too(
         await expect(plain.locator("#state")).to_have_text("Connected over plain HTTP")
         await expect(messages(plain).last).to_be_visible()
         await expect(plain.locator("#unlisted")).to_be_visible()
+        assert await plain.locator("#unlisted").evaluate("line => line.scrollWidth <= line.clientWidth")
         grace = await shown.window("Grace")
         await expect(plain.locator("#here")).to_contain_text("Grace")
         await expect(grace.locator("#unlisted")).to_be_hidden()
