@@ -68,6 +68,9 @@ async def test_scrolling_up_and_down_keeps_its_place_over_more_than_the_page_hol
             pass
         await page.locator(SCROLLER).evaluate("view => (view.scrollTop = 0)")
         await expect(page.get_by_text("This is the beginning of the conversation")).to_be_in_viewport()
+        # The day stands above the first message; once that is out of view, it is told at the top.
+        await expect(page.locator("#date")).to_be_hidden()
+        await page.locator(SCROLLER).evaluate("view => (view.scrollTop = 800)")
         await expect(page.locator("#date")).not_to_be_empty()
         while await scroll_to_edge(page, up=False):
             pass

@@ -123,6 +123,45 @@ async def test_without_websockets_the_page_says_so_and_works(tmp_path: Path, bro
         await plain.close()
 
 
+async def test_without_websockets_rooms_badges_and_people_are_told_too(
+    tmp_path: Path, browser: Browser
+) -> None:
+    """What the server tells nobody over plain HTTP the page finds out: rooms that are made, and what is unread."""
+    async with demo(browser, tmp_path) as shown:
+        context = await browser.new_context()
+        await context.add_init_script("delete window.WebSocket")
+        plain = await context.new_page()
+        await plain.goto(f"http://{shown.address}/?name=Ada")
+        await expect(plain.locator("#state")).to_have_text("Connected over plain HTTP")
+        await expect(messages(plain).last).to_be_visible()
+        await expect(plain.locator("#unlisted")).to_be_visible()
+        assert await plain.locator("#unlisted").evaluate("line => line.scrollWidth <= line.clientWidth")
+        grace = await shown.window("Grace")
+        await expect(plain.locator("#here")).to_contain_text("Grace")
+        await expect(grace.locator("#unlisted")).to_be_hidden()
+
+        await plain.get_by_role("button", name="New room").click()
+        await plain.get_by_label("Its name").fill("Tea")
+        await plain.get_by_role("button", name="Make it").click()
+        await expect(plain.locator("#title")).to_have_text("Tea")
+        await say(grace, "are you there?")
+        await expect(plain.locator("#rooms .badge:visible")).to_have_text("1 1 new message")
+        await expect(plain).to_have_title("(1) Tea · Dialogue")
+        await plain.locator("#rooms a", has_text="General").click()
+        await expect(texts(plain).last).to_have_text("are you there?")
+        await expect(plain).to_have_title("General · Dialogue")
+        await plain.locator("#rooms a", has_text="Tea").click()
+        # Read is read, although the server has no mark of it.
+        await expect(plain.locator("#rooms .badge:visible")).to_have_count(0)
+
+        await plain.get_by_role("button", name="Delete room").click()
+        await plain.locator("#confirm").get_by_role("button", name="Delete").click()
+        for page in (plain, grace):
+            await expect(page.locator("#rooms a")).to_have_text(["General", "Random", "Help"])
+            await expect(page.locator("#title")).to_have_text("General")
+        await plain.close()
+
+
 async def fill(shown: Demo) -> Page:
     """Open a window that shows as much as there is to be shown at once."""
     ada = await shown.window("Ada")

@@ -97,6 +97,33 @@ test("messages of a later server are passed over", async () => {
   client.disconnect();
 });
 
+test("each answer reaches the call that asked, whatever the order of the answers", async () => {
+  const server = new Server();
+  const asked = [];
+  server.intercept = (_, command) => command.type === "history" && asked.push(command);
+  const client = connectedTo(server);
+  await client.connect();
+  const room = await client.join("general");
+  const befores = [30, 10, 20];
+  const pages = befores.map((before) => room.page({ event: "message", before }));
+  const refused = room.page({ event: "message", before: 40 }).catch((error) => error.code);
+  await until(() => asked.length === 4);
+  assert.equal(new Set(asked.map(({ ref }) => ref)).size, 4);
+  for (const { ref, before } of asked.reverse()) {
+    if (before === 40) server.refuse(server.connection, { ref }, "PERMISSION_DENIED");
+    else {
+      const message = { room: "general", event: "message", from: "bob", timestamp: 1, data: before };
+      const events = [{ type: "event", ...message, id: before - 1, seq: before - 1 }];
+      const page = { type: "history", ref, room: "general", events };
+      server.tell(server.connection, { ...page, has_more: false, next: null, previous: null });
+    }
+  }
+  const told = (await Promise.all(pages)).map(({ events }) => events.map(({ data }) => data));
+  assert.deepEqual(told, befores.map((before) => [before]));
+  assert.equal(await refused, "PERMISSION_DENIED");
+  client.disconnect();
+});
+
 test("many rooms are back although joins and errors are limited", async () => {
   const server = new Server();
   const client = connectedTo(server, { maxBackoffSeconds: 0.05 });

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from dialogue import Dialogue, Event, History, RoomConfig, define_event
+from dialogue import Dialogue, Event, History, Limits, RoomConfig, define_event
 from examples.chat.config import Message
 
 from ..server.harness import serve
@@ -27,7 +27,8 @@ async def test_the_examples_behave(project: Path) -> None:
     for example in ("react", "vue"):
         shutil.copy(project / CLIENT[0], project / "out" / example / CLIENT[0])
     room = RoomConfig(events=[message, kick])
-    dialogue = Dialogue(rooms={"general": room, "other": room})
+    # Who misses more than ten events is told of a hole.
+    dialogue = Dialogue(rooms={"general": room, "other": room}, limits=Limits(replay_events=10))
 
     @dialogue.on_triggered
     async def obey(room: Any, event: Event[Any]) -> None:

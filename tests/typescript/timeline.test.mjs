@@ -283,6 +283,29 @@ for (const [name, { show, chat, joinsPerMount }] of Object.entries(frameworks)) 
     await isGone(client, "general");
     client.disconnect();
   });
+
+  test(`${name}: the chat names what was missed, and shows it when it is asked to`, async () => {
+    const client = await connect("ann");
+    const { element, unmount } = chat(client);
+    await until(() => element.querySelectorAll("li.recorded").length > 0);
+    client.disconnect();
+    // Two pages of the default size, and the first of the next.
+    const texts = Array.from({ length: 101 }, (_, index) => `missed by ${name} ${index}`);
+    for (const text of texts) await publish("general", "message", { text, username: "Bob" });
+    await client.connect();
+    const shown = () => [...element.querySelectorAll("li.recorded")].map((li) => li.textContent.trim());
+    await until(() => shown().at(-1).includes(texts.at(-1)));
+    assert.ok(!shown().some((text) => text.endsWith(texts[0])));
+    for (let gap; (gap = element.querySelector("li.gap")); ) {
+      const before = shown().length;
+      gap.querySelector("button").click();
+      await until(() => shown().length > before || !element.querySelector("li.gap"));
+    }
+    assert.deepEqual(shown().slice(-texts.length), texts.map((text) => `Bob ${text}`));
+    unmount();
+    await isGone(client, "general");
+    client.disconnect();
+  });
 }
 
 test("react: on a server nothing is joined", async () => {

@@ -24,6 +24,7 @@ import { People, TypingLine } from "./people.js";
 import { linkTo, RoomList, setUpRoomForm, showBadge } from "./room-list.js";
 
 const JOINED_AT_START = 20; // so that one hears of them; the others are joined when they are opened
+const ROOMS_EVERY_MS = 15_000; // over plain HTTP, where nobody tells of rooms
 const KEPT_LISTS = 6; // of rooms opened lately; another one is loaded again
 
 const hasPointer = matchMedia("(hover: hover)");
@@ -37,7 +38,8 @@ const STATES = {
 
 async function main() {
   const myId = await chooseName();
-  const client = createDialogueClient({ url: "", auth: { user_id: myId } });
+  // To end the server and start it again is part of the demo: nobody should wait long for what comes then.
+  const client = createDialogueClient({ url: "", auth: { user_id: myId }, maxBackoffSeconds: 5 });
   const roomList = new RoomList();
   const people = new People();
   const typingLine = new TypingLine();
@@ -106,6 +108,12 @@ async function main() {
     showUnread();
     if (current) showAround(current.list);
   });
+  /** Over plain HTTP the server tells counts seldom, and never of rooms that one has only read. */
+  function count(roomId) {
+    unread.set(roomId, (unread.get(roomId) ?? 0) + 1);
+    showUnread();
+    if (current) showAround(current.list);
+  }
   $("jump").addEventListener("click", async () => {
     await current.list.toNewest();
     leaveButton();
@@ -132,7 +140,9 @@ async function main() {
     places.set(roomId, place);
     if (!roomList.infos.has(roomId)) roomList.set({ id: roomId, name: room.name });
     room.on("message", ({ from, data }) => {
-      if (place === current && from !== myId) announce(`${from}: ${data.text}`);
+      if (from === myId) return;
+      if (place === current) announce(`${from}: ${data.text}`);
+      if (client.transport === "sse" && !(place === current && place.list.isSeen)) count(roomId);
     });
     room.onLeft((reason) => {
       forget(roomId);
@@ -178,7 +188,7 @@ async function main() {
     showRoom();
     place.list.show();
     composer.setRoom(place.room, nameOf(place.room));
-    people.show(place.room, myId);
+    people.show(place.room, client);
     typingLine.show(place.room);
   }
 
@@ -244,21 +254,29 @@ async function main() {
     forget(roomId);
     showUnread();
   });
-  // What was made and deleted while this page was away.
-  client.onConnect(async ({ resumed }) => {
-    if (!resumed) return;
+  /** What was made and deleted while nobody told. */
+  async function refreshRooms() {
     try {
       roomList.setAll(await client.listRooms());
     } catch {
       return; // gone again: the next connection asks again
     }
-    showUnread();
+    if (current) showRoom();
+    else showUnread();
+  }
+  client.onConnect(({ resumed }) => {
+    if (resumed) refreshRooms();
   });
-  setUpRoomForm(client, (roomId) => (location.hash = linkTo(roomId)));
+  setInterval(() => client.transport === "sse" && !document.hidden && refreshRooms(), ROOMS_EVERY_MS);
+  setUpRoomForm(client, async (roomId) => {
+    if (client.transport === "sse") await refreshRooms();
+    location.hash = linkTo(roomId);
+  });
   $("delete-room").addEventListener("click", async () => {
     const { room } = current;
     if (!(await confirmed(`Delete ${nameOf(room)}?`, "Its messages go with it, for everyone."))) return;
     await client.deleteRoom(room.id).catch((error) => showNotice(`The room is still there: ${error.message}.`));
+    if (client.transport === "sse") refreshRooms();
   });
 
   // ---- messages

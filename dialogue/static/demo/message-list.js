@@ -83,11 +83,14 @@ export class MessageList {
     return this.isAtNewest && !this.element.hidden && !document.hidden && document.hasFocus();
   }
 
-  /** The day of the first message in view, or an empty string. */
+  /** The day of the first message in view, or an empty string: where there is none, or the day stands above it. */
   get day() {
     const row = this.#firstInView();
     const entry = row && this.#rows.get(row.dataset.uid)?.entry;
-    return entry ? dayLabel(dayOf(entry.timestamp)) : "";
+    if (!entry) return "";
+    const heading = row.querySelector(".day").getBoundingClientRect(); // of no height if it is hidden
+    if (heading.height > 0 && heading.bottom > this.element.getBoundingClientRect().top) return "";
+    return dayLabel(dayOf(entry.timestamp));
   }
 
   get newest() {
@@ -209,8 +212,12 @@ export class MessageList {
         this.#readThrough = seq;
         this.#onRead(left);
       }
-    } catch {
-      // The next message, or the next look, marks it again.
+    } catch (error) {
+      // After anything else the next message, or the next look, marks it again.
+      if (error.code !== "NOT_JOINED") return;
+      // The server keeps no mark of a room that one has only read over plain HTTP: this page alone knows.
+      this.#readThrough = this.#seenThrough;
+      this.#onRead(0);
     }
   }
 

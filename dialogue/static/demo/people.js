@@ -7,15 +7,15 @@ export class People {
   #live = null;
   #items = new Map(); // from a name
 
-  show(room, myId) {
+  show(room, client) {
     this.#live?.close();
     const live = (this.#live = room.presentUsers());
-    const render = () => live === this.#live && this.#render(live.getSnapshot(), myId);
+    const render = () => live === this.#live && this.#render(live.getSnapshot(), client);
     live.subscribe(render);
     render();
   }
 
-  #render({ users, count }, myId) {
+  #render({ users, count }, { userId: myId, transport }) {
     $("people-count").textContent = count.toLocaleString();
     $("people-title").textContent = `Here now: ${count.toLocaleString()}`;
     const others = users.filter((name) => name !== myId).sort(byName);
@@ -28,6 +28,7 @@ export class People {
     const more = count - names.length;
     $("more-people").hidden = more <= 0;
     $("more-people").textContent = `and ${more.toLocaleString()} more`;
+    $("unlisted").hidden = amHere || transport !== "sse";
   }
 
   #item(name, isMe) {

@@ -1,4 +1,4 @@
-import { type FormEvent, type UIEvent, useState, useSyncExternalStore } from "react";
+import { type FormEvent, Fragment, type UIEvent, useState, useSyncExternalStore } from "react";
 
 import type { DialogueClient } from "./dialogue.js";
 import type { Events, SentEvents } from "./events.js";
@@ -26,6 +26,16 @@ export function Chat({ client, roomId, username }: ChatProps) {
     if (list.scrollHeight - list.clientHeight - fromEnd < NEAR && snapshot.hasOlder) void timeline?.loadOlder();
   }
 
+  /** What is missing below an entry, or above the first one: after too long an absence, or while a tier is away. */
+  const gapsBelow = (uid: string | null) =>
+    snapshot.gaps
+      .filter((gap) => gap.afterUid === uid)
+      .map((gap) => (
+        <li key={gap.reason} className="gap">
+          <i>Messages are missing here.</i> <button onClick={() => void timeline?.fill(gap)}>Show them</button>
+        </li>
+      ));
+
   function send(event: FormEvent) {
     event.preventDefault();
     if (!timeline || text.trim() === "") return;
@@ -48,23 +58,28 @@ export function Chat({ client, roomId, username }: ChatProps) {
               </button>
             </li>
           )}
+          {gapsBelow(null)}
           {snapshot.entries.map((entry) => (
-            <li key={entry.uid} className={entry.status}>
-              {entry.deleted ? (
-                <i>deleted</i>
-              ) : (
-                <>
-                  <b>{entry.data.username}</b> {entry.data.text} {entry.edited && <small>(edited)</small>}
-                </>
-              )}
-              {entry.status === "failed" && (
-                <>
-                  {" "}
-                  <em>{entry.error?.message}</em> <button onClick={() => timeline?.retry(entry.uid)}>Send again</button>{" "}
-                  <button onClick={() => timeline?.discard(entry.uid)}>Discard</button>
-                </>
-              )}
-            </li>
+            <Fragment key={entry.uid}>
+              <li className={entry.status}>
+                {entry.deleted ? (
+                  <i>deleted</i>
+                ) : (
+                  <>
+                    <b>{entry.data.username}</b> {entry.data.text} {entry.edited && <small>(edited)</small>}
+                  </>
+                )}
+                {entry.status === "failed" && (
+                  <>
+                    {" "}
+                    <em>{entry.error?.message}</em>{" "}
+                    <button onClick={() => timeline?.retry(entry.uid)}>Send again</button>{" "}
+                    <button onClick={() => timeline?.discard(entry.uid)}>Discard</button>
+                  </>
+                )}
+              </li>
+              {gapsBelow(entry.uid)}
+            </Fragment>
           ))}
         </ol>
       </div>
