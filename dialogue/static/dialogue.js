@@ -190,7 +190,7 @@ function deferred() {
   return parts;
 }
 
-/** A timer that no number of a server's makes end at once. */
+/** A timer that no number of a server's or an application's makes end at once. */
 function later(fn, milliseconds) {
   return setTimeout(fn, Math.min(milliseconds, MAX_TIMER_MS));
 }
@@ -532,8 +532,22 @@ class Refusal extends Error {
   }
 }
 
-/** Nothing that this protocol's server would answer with, or no answer at all. */
-class Unreachable extends Error {}
+function leftMeanwhile() {
+  return new Refusal({ code: "NOT_JOINED", message: "the room was left meanwhile" });
+}
+
+/** Nothing that this protocol's server would answer with, or (without a status) no answer at all. */
+class Unreachable extends Error {
+  constructor(message, status = null) {
+    super(message);
+    this.status = status;
+  }
+
+  /** Whether it is of the request rather than of the moment: sent again it would fare no better. */
+  get isOfRequest() {
+    return this.status >= 400 && this.status < 500;
+  }
+}
 
 /** A stream that stands and says nothing. */
 class HeldBack extends Error {}
@@ -553,7 +567,7 @@ function refusalFrom(response, text) {
   if (status === 401) return new Refusal({ ...wire, code: "UNAUTHENTICATED" });
   if (status === 413) return new Refusal({ ...wire, code: "MESSAGE_TOO_LARGE" });
   if (status === 429) return new Refusal({ ...wire, code: "RATE_LIMITED" });
-  return new Unreachable(wire.message);
+  return new Unreachable(wire.message, status);
 }
 
 /**
@@ -672,6 +686,8 @@ class HttpLink extends Link {
 
   /** Joined rooms by id. */
   #rooms = new Map();
+  /** The refs of joins that are in line, by room; one that is not here was left meanwhile. */
+  #joins = new Map();
   /** By room: the end of what is being done for it, one after another. */
   #queues = new Map();
   /** Commands being dealt with: one that its sender thinks lost is not done twice at a time. */
@@ -709,8 +725,10 @@ class HttpLink extends Link {
     if (type === "pong" || this.#refs.has(ref)) return;
     this.#refs.add(ref);
     const work = () => this.#answer(command);
+    if (type === "join") this.#joins.set(room, ref);
     if (type === "leave") {
-      // Not in line: a stream that hangs while it opens is what is to be ended.
+      // Not in line: a join that hangs or waits there is what is to be ended.
+      this.#joins.delete(room);
       this.#end(room);
       this.#refs.delete(ref);
       queueMicrotask(() => this._take([{ type: "ok", ref, room }]));
@@ -743,7 +761,10 @@ class HttpLink extends Link {
       if (!this.alive) return;
       const isOfStream = ["join", "subscribe", "unsubscribe"].includes(command.type);
       if (error instanceof Refusal) this.#refused(error, ref);
-      else if (isOfStream) this.#lose(room, [ref]);
+      else if (error.isOfRequest && command.type !== "connect") {
+        this.#refused(new Refusal({ code: "INTERNAL", message: error.message }), ref);
+        this.#check(); // unless nothing is as it should be
+      } else if (isOfStream) this.#lose(room, [ref]);
       else this.fail(1006, "the server cannot be reached");
     }
   }
@@ -763,7 +784,7 @@ class HttpLink extends Link {
       case "connect":
         return [await this.#connect(fields.auth ?? {})];
       case "join":
-        return [await this.#join(room, fields)];
+        return [await this.#join(room, command)];
       case "subscribe":
       case "unsubscribe":
         return this.#resubscribe(room, type, fields.events);
@@ -786,6 +807,7 @@ class HttpLink extends Link {
       case "rooms":
         return [{ ...(await this.#call("GET", "rooms")), type }];
       case "unread": {
+        if (fields.rooms?.length === 0) return [{ type, unread: {} }]; // a query could not tell it from all
         const answer = await this.#call("GET", "unread", { query: { room: fields.rooms } });
         if (fields.rooms === undefined) this.#unread = answer.unread;
         return [{ ...answer, type }];
@@ -827,7 +849,7 @@ class HttpLink extends Link {
   /** Returns a response and what ends it; both count until then. */
   async #fetch(method, path, { query, body, timeoutMs }) {
     const controller = new AbortController();
-    const timer = setTimeout(() => controller.abort(), timeoutMs);
+    const timer = later(() => controller.abort(), timeoutMs);
     const end = () => {
       clearTimeout(timer);
       this.#controllers.delete(controller);
@@ -837,7 +859,8 @@ class HttpLink extends Link {
     const headers = { ...this.#headers };
     if (body !== undefined) headers["Content-Type"] = "application/json";
     try {
-      const response = await this.#source.fetch(this.#url(path, query), {
+      const { fetch } = this.#source; // as a method of anything a browser's own refuses
+      const response = await fetch(this.#url(path, query), {
         method,
         headers,
         body: body === undefined ? undefined : JSON.stringify(body),
@@ -878,7 +901,9 @@ class HttpLink extends Link {
 
   // ---- rooms
 
-  async #join(roomId, { since, sync, events }) {
+  async #join(roomId, { ref, since, sync, events }) {
+    if (this.#joins.get(roomId) !== ref) throw leftMeanwhile();
+    this.#joins.delete(roomId);
     this.#end(roomId);
     const room = new Followed(roomId, events);
     this.#rooms.set(roomId, room);
@@ -930,7 +955,7 @@ class HttpLink extends Link {
   #replace(room, { stream, isPolled }) {
     if (room.isOver) {
       stream?.end();
-      throw new Refusal({ code: "NOT_JOINED", message: "the room was left meanwhile" });
+      throw leftMeanwhile();
     }
     room.stream?.end();
     Object.assign(room, { stream, isPolled });
@@ -1026,7 +1051,7 @@ class HttpLink extends Link {
 
   async #resubscribe(roomId, type, events) {
     const room = this.#rooms.get(roomId);
-    if (!room) throw new Refusal({ code: "NOT_JOINED", message: "the room is not joined" });
+    if (!room) throw new Unreachable("it has to be joined again");
     const before = room.names;
     let names;
     if (type === "subscribe") names = events === "*" || before === "*" ? "*" : [...new Set([...before, ...events])];
@@ -1035,7 +1060,7 @@ class HttpLink extends Link {
       const message = "without WebSockets no single names can be taken out of all: join with those that are wanted";
       throw new Refusal({ code: "INVALID_REQUEST", message });
     } else names = before.filter((name) => !events.includes(name));
-    if (names === before || names.length === before.length) {
+    if (names === before || (names !== "*" && names.length === before.length)) {
       return [{ type: "ok", room: roomId, subscriptions: before, seq: room.seq }];
     }
     const { seq, epoch } = room;
@@ -1059,7 +1084,7 @@ class HttpLink extends Link {
   /** `pingMs` is what the server leaves between two signs of life on a stream. */
   watchSilence(pingMs) {
     this.#pingMs = pingMs;
-    this.#ticker ??= setInterval(() => this.#tick(), Math.max(1, this.#source.pollMs / 6));
+    this.#ticker ??= setInterval(() => this.#tick(), Math.min(Math.max(1, this.#source.pollMs / 6), MAX_TIMER_MS));
   }
 
   #tick() {
@@ -1113,7 +1138,6 @@ class HttpLink extends Link {
 
   async #pollNext() {
     const { pollMs } = this.#source;
-    const due = Date.now() - pollMs;
     const polled = [...this.#rooms.values()].filter((room) => room.isPolled);
     if (polled.length > 0 && this.#streams < this.#mostStreams) {
       // It may be another tab that has it: asked for when this one has let one go, else now and then.
@@ -1124,33 +1148,32 @@ class HttpLink extends Link {
         return;
       }
     }
-    const oldest = polled.reduce((one, other) => (!one || other.polledAt < one.polledAt ? other : one), null);
-    if (oldest && oldest.polledAt <= due) {
-      oldest.polledAt = Date.now();
-      await this.#pollRoom(oldest);
-      return;
+    const [first] = this.#asked().sort((one, other) => one.dueAt - other.dueAt);
+    if (first?.dueAt <= Date.now()) await first.ask();
+  }
+
+  /** What is asked now and then: `{dueAt, ask}` of each. */
+  #asked() {
+    const { pollMs } = this.#source;
+    const asked = [];
+    for (const room of this.#rooms.values()) {
+      if (room.isPolled) asked.push({ dueAt: room.polledAt + pollMs, ask: () => this.#pollRoom(room) });
     }
-    if (this.#source.watchesUnread()) {
-      if (this.#unreadAt <= Date.now() - 5 * pollMs) {
-        this.#unreadAt = Date.now();
-        this.#unreadFrom(await this.#call("GET", "unread"));
-        return;
-      }
-    } else this.#unread = null;
+    if (!this.#source.watchesUnread()) this.#unread = null;
+    else asked.push({ dueAt: this.#unreadAt + 5 * pollMs, ask: () => this.#pollUnread() });
     const watched = this.#source.presenceRooms();
     for (const roomId of this.#present.keys()) {
       if (!watched.includes(roomId)) this.#present.delete(roomId);
     }
-    const roomId = watched.find((id) => (this.#presenceAt.get(id) ?? 0) <= due);
-    if (roomId === undefined) return;
-    // Put at the end, so that each has its turn.
-    this.#presenceAt.delete(roomId);
-    this.#presenceAt.set(roomId, Date.now());
-    const answer = await this.#call("GET", `rooms/${encodeURIComponent(roomId)}/presence`);
-    if (this.#rooms.has(roomId)) this._take(this.#presenceFrom(roomId, answer).slice(0, -1));
+    for (const roomId of watched) {
+      const dueAt = (this.#presenceAt.get(roomId) ?? 0) + pollMs;
+      asked.push({ dueAt, ask: () => this.#pollPresence(roomId) });
+    }
+    return asked;
   }
 
   async #pollRoom(room) {
+    room.polledAt = Date.now();
     const { seq: after, epoch, names: events } = room;
     const isStale = () => room.isOver || !room.isPolled || room.seq !== after || room.names !== events;
     let answer;
@@ -1209,7 +1232,15 @@ class HttpLink extends Link {
     return [{ type: "presence", room: roomId, joined, left, count: answer.count }, told];
   }
 
-  #unreadFrom({ unread }) {
+  async #pollPresence(roomId) {
+    this.#presenceAt.set(roomId, Date.now());
+    const answer = await this.#call("GET", `rooms/${encodeURIComponent(roomId)}/presence`);
+    if (this.#rooms.has(roomId)) this._take(this.#presenceFrom(roomId, answer).slice(0, -1));
+  }
+
+  async #pollUnread() {
+    this.#unreadAt = Date.now();
+    const { unread } = await this.#call("GET", "unread");
     const before = this.#unread;
     this.#unread = unread;
     const changed = Object.entries(unread).filter(([room, count]) => before?.[room] !== count);
@@ -1330,7 +1361,7 @@ class DialogueClient {
     auth,
     WebSocket = globalThis.WebSocket,
     transports = TRANSPORTS,
-    fetch = globalThis.fetch?.bind(globalThis),
+    fetch = globalThis.fetch,
     credentials = "same-origin",
     pollSeconds = 3,
     probeSeconds = 300,
@@ -1557,7 +1588,7 @@ class DialogueClient {
     const isFirst = transport === "websocket" && this.#transports.length > 1 && !this.#hasOpenedSocket;
     const { connectTimeoutMs } = this.#limits;
     const patienceMs = isFirst ? Math.min(connectTimeoutMs, FIRST_OPENING_MS) : connectTimeoutMs;
-    this.#attemptTimer = setTimeout(() => this.#giveUpAttempt(), patienceMs);
+    this.#attemptTimer = later(() => this.#giveUpAttempt(), patienceMs);
     const ref = this.#nextRef++;
     let greeting;
     try {
@@ -1636,16 +1667,18 @@ class DialogueClient {
   async #probe() {
     const standing = this.#link;
     const ref = this.#nextRef++;
-    let greeting;
-    let link;
+    let link = null;
+    let isOver = false;
     const again = () => {
-      if (this.#link !== standing) return;
+      if (isOver || this.#link !== standing) return;
+      isOver = true;
       this.#endProbe();
       this.#probeLater();
     };
+    this.#probeTimer = later(again, this.#limits.connectTimeoutMs);
     try {
-      greeting = await this.#greeting(ref);
-      if (this.#link !== standing) return;
+      const greeting = await this.#greeting(ref);
+      if (isOver || this.#link !== standing) return;
       link = this.#makeLink("websocket", {
         onOpen: () => link.send(greeting),
         onMessage: (message) => {
@@ -1658,12 +1691,10 @@ class DialogueClient {
           else again();
         },
       });
+      this.#probing = link;
     } catch {
       again();
-      return;
     }
-    this.#probing = link;
-    this.#probeTimer = setTimeout(again, this.#limits.connectTimeoutMs);
   }
 
   #endProbe() {
@@ -1748,7 +1779,7 @@ class DialogueClient {
       return;
     }
     this.#retryLater();
-    if (stood) this.#onDisconnect.emit({ code, reason, willReconnect: true });
+    if (stood) this.#onDisconnect.emit({ code, reason, willReconnect: this.#wanted });
   }
 
   /** Rooms and requests forget the connection they were on. */
@@ -1914,7 +1945,7 @@ class DialogueClient {
       () => (this.#asksUnread = false),
       (error) => {
         this.#asksUnread = false;
-        if (!this.#wanted) return;
+        if (error.code === "DISCONNECTED") return;
         if (!JOIN_LATER.has(error.code)) this.#onError.emit(error);
         else this.#unreadTimer = later(() => this.#askUnread(), this._retryMs(error));
       },
@@ -2013,7 +2044,7 @@ class DialogueClient {
     request.sent = true;
     request.sends += 1;
     this.#link.send(request.text);
-    request.timer = setTimeout(() => {
+    request.timer = later(() => {
       const error = new DialogueError("TIMEOUT", "no answer in time");
       if (request.isTrigger) this.#triggerAgain(request, error);
       else this.#reject(request, error);
@@ -2089,7 +2120,7 @@ class DialogueClient {
     link.joins.set(ref, room);
     room._joinSends += 1;
     link.send(JSON.stringify(command));
-    room._joinTimer = setTimeout(() => {
+    room._joinTimer = later(() => {
       if (link.joins.delete(ref)) this.#joinRefused(room, new DialogueError("TIMEOUT", "no answer to join"));
     }, this.#limits.requestTimeoutMs);
   }
@@ -2109,6 +2140,7 @@ class DialogueClient {
     // Of an earlier membership: this one's own join is on its way.
     if (!room || [...link.joins.values()].includes(room)) return;
     room._live = false;
+    link.resumes.delete(room); // not before its time, nor twice
     room._breaks = stoodMs > STABLE_MS ? 0 : room._breaks + 1;
     clearTimeout(room._joinTimer);
     room._joinTimer = later(() => {
@@ -2596,7 +2628,8 @@ class Room {
 
   _resume(events) {
     for (const event of events) this._receive(event);
-    if (!this._closed) this.#advance(this._resumeThrough);
+    // Unless a handler has disconnected or left: then the rest has not been delivered.
+    if (this._live) this.#advance(this._resumeThrough);
   }
 
   _reset() {
