@@ -182,6 +182,48 @@ class NamedListeners {
   }
 }
 
+/** Something that changes: `subscribe(fn)`, `getSnapshot()`, `close()`. */
+class Live {
+  #listeners = new Listeners();
+  #onClose;
+  #snapshot = null;
+  #isNotifying = false;
+
+  _closed = false;
+
+  constructor(onClose) {
+    this.#onClose = onClose;
+  }
+
+  /** `fn()` is called after changes, once per microtask however many there were. */
+  subscribe(fn) {
+    return this.#listeners.add(() => fn());
+  }
+
+  /** Frozen; the same object until something changes. */
+  getSnapshot() {
+    this.#snapshot ??= Object.freeze(this._value());
+    return this.#snapshot;
+  }
+
+  /** No changes from now on. */
+  close() {
+    this._closed = true;
+    this._stop();
+    this.#onClose();
+  }
+
+  _changed() {
+    this.#snapshot = null;
+    if (this.#isNotifying) return;
+    this.#isNotifying = true;
+    queueMicrotask(() => {
+      this.#isNotifying = false;
+      this.#listeners.emit();
+    });
+  }
+}
+
 function deferred() {
   const parts = {};
   parts.promise = new Promise((resolve, reject) => Object.assign(parts, { resolve, reject }));
@@ -220,6 +262,7 @@ function newKey() {
   return Date.now().toString(16).padStart(12, "0") + random;
 }
 
+/** Where the server's paths begin; for requests. */
 function serverUrl(base) {
   const page = globalThis.document?.baseURI ?? globalThis.location?.href;
   let url;
@@ -232,22 +275,22 @@ function serverUrl(base) {
   if (!["http:", "https:", "ws:", "wss:"].includes(url.protocol)) {
     throw new TypeError(`url must be http(s), ws(s) or relative to the page, not ${url.protocol}`);
   }
-  url.protocol = url.protocol.replace("http", "ws");
-  url.pathname = url.pathname.replace(/\/+$/, "");
+  url.protocol = url.protocol.replace("ws", "http");
   url.hash = "";
   return url;
 }
 
-function socketUrl(base) {
-  const url = serverUrl(base);
-  url.pathname = `${url.pathname.replace(/\/$/, "")}/ws`;
-  return url.href;
+/** A path under the server's own. */
+function urlOf(server, path) {
+  const url = new URL(server);
+  url.pathname = `${url.pathname.replace(/\/+$/, "")}/${path}`;
+  return url;
 }
 
-function httpUrl(base) {
-  const url = serverUrl(base);
-  url.protocol = url.protocol.replace("ws", "http");
-  return url;
+function socketUrl(server) {
+  const url = urlOf(server, "ws");
+  url.protocol = url.protocol.replace("http", "ws");
+  return url.href;
 }
 
 /** The transports that are wanted and possible here, the preferred one first. */
@@ -500,7 +543,7 @@ class SocketLink extends Link {
     // Half open it would look the same until the next pings are overdue. Anything heard will do.
     const heardAt = this.#heardAt;
     this.send('{"type":"unread","ref":0,"rooms":[]}');
-    this.#checkTimer = setTimeout(() => {
+    this.#checkTimer = later(() => {
       this.#checkTimer = null;
       if (this.#heardAt === heardAt) this.fail(1006, "nothing heard");
     }, CHECK_MS);
@@ -570,6 +613,38 @@ function refusalFrom(response, text) {
   return new Unreachable(wire.message, status);
 }
 
+function pathOf(roomId, path) {
+  return `rooms/${encodeURIComponent(roomId)}/${path}`;
+}
+
+/** The request that does what a command asks for; `answer` is the type of the message it is answered with. */
+function requestFor({ type, ref: _, room, seq, ...fields }) {
+  switch (type) {
+    case "trigger":
+      return { method: "POST", path: pathOf(room, "events"), body: fields };
+    case "edit":
+      return { method: "PATCH", path: pathOf(room, `events/${seq}`), body: fields };
+    case "delete":
+      return { method: "DELETE", path: pathOf(room, `events/${seq}`), query: fields };
+    case "history":
+      return { path: pathOf(room, "history"), query: fields, answer: type };
+    case "presence":
+      return { path: pathOf(room, "presence"), answer: type };
+    case "mark_read":
+      return { method: "POST", path: pathOf(room, "read"), body: { seq } };
+    case "unread":
+      return { path: "unread", query: { room: fields.rooms }, answer: type };
+    case "rooms":
+      return { path: "rooms", answer: type };
+    case "create_room":
+      return { method: "POST", path: "rooms", body: { room, ...fields } };
+    case "delete_room":
+      return { method: "DELETE", path: `rooms/${encodeURIComponent(room)}` };
+    default:
+      throw new Refusal({ code: "INVALID_REQUEST", message: `${type} needs a WebSocket` });
+  }
+}
+
 /**
  * The messages of server-sent events. Each has its whole message in its data, which says the
  * type and the seq, too. `onHeard` is called for whatever comes, comments included.
@@ -637,6 +712,10 @@ class Followed {
   isPolled = false;
   isOver = false;
   polledAt = 0;
+  seq = 0;
+  epoch = null;
+  /** The newest seq that may have been passed on when it was last opened. */
+  passed = 0;
 
   constructor(id, names) {
     this.id = id;
@@ -646,7 +725,7 @@ class Followed {
 
   took(joined) {
     // What was there before may have passed on more than this knows of.
-    this.passed = Math.max(this.seq ?? 0, joined.seq);
+    this.passed = Math.max(this.seq, joined.seq);
     this.seq = joined.seq;
     this.epoch = joined.epoch;
     this.names = joined.subscriptions;
@@ -680,7 +759,6 @@ class HttpLink extends Link {
   #source;
   #headers = {};
   #query = {};
-  #isAnonymous = false;
   #pingMs = 0;
   #heardAt = Date.now();
 
@@ -777,67 +855,34 @@ class HttpLink extends Link {
 
   /** Returns messages, of which the last is the answer. */
   async #carryOut(command) {
-    const { type, room, ref: _, ...fields } = command;
-    delete fields.type;
-    const path = room === undefined ? "" : `rooms/${encodeURIComponent(room)}`;
-    switch (type) {
-      case "connect":
-        return [await this.#connect(fields.auth ?? {})];
-      case "join":
-        return [await this.#join(room, command)];
-      case "subscribe":
-      case "unsubscribe":
-        return this.#resubscribe(room, type, fields.events);
-      case "trigger":
-        return [{ ...(await this.#call("POST", `${path}/events`, { body: fields })), type: "ok" }];
-      case "edit": {
-        const { seq, ...body } = fields;
-        return [{ ...(await this.#call("PATCH", `${path}/events/${seq}`, { body })), type: "ok" }];
-      }
-      case "delete": {
-        const { seq, ...query } = fields;
-        return [{ ...(await this.#call("DELETE", `${path}/events/${seq}`, { query })), type: "ok" }];
-      }
-      case "history":
-        return [{ ...(await this.#call("GET", `${path}/history`, { query: fields })), type }];
-      case "presence":
-        return this.#presenceFrom(room, await this.#call("GET", `${path}/presence`));
-      case "mark_read":
-        return [{ ...(await this.#call("POST", `${path}/read`, { body: fields })), type: "ok" }];
-      case "rooms":
-        return [{ ...(await this.#call("GET", "rooms")), type }];
-      case "unread": {
-        if (fields.rooms?.length === 0) return [{ type, unread: {} }]; // a query could not tell it from all
-        const answer = await this.#call("GET", "unread", { query: { room: fields.rooms } });
-        if (fields.rooms === undefined) this.#unread = answer.unread;
-        return [{ ...answer, type }];
-      }
-      case "create_room":
-        return [{ ...(await this.#call("POST", "rooms", { body: { room, ...fields } })), type: "ok" }];
-      case "delete_room":
-        return [{ ...(await this.#call("DELETE", path)), type: "ok" }];
-      default:
-        throw new Refusal({ code: "INVALID_REQUEST", message: `${type} needs a WebSocket` });
-    }
+    const { type, room } = command;
+    if (type === "connect") return [await this.#connect(command.auth ?? {})];
+    if (type === "join") return [await this.#join(room, command)];
+    if (type === "subscribe" || type === "unsubscribe") return this.#resubscribe(room, type, command.events);
+    // A query could not tell it from all.
+    if (type === "unread" && command.rooms?.length === 0) return [{ type, unread: {} }];
+    const request = requestFor(command);
+    const answer = await this.#call(request);
+    if (type === "presence") return this.#presenceFrom(room, answer);
+    if (type === "unread" && command.rooms === undefined) this.#unread = answer.unread;
+    return [{ ...answer, type: request.answer ?? "ok" }];
   }
 
   async #connect({ token, user_id, userId = user_id, ...others }) {
     if (Object.keys(others).length) this.#source.onUnsendable(Object.keys(others));
     if (token !== undefined) this.#headers.Authorization = `Bearer ${token}`;
     if (userId !== undefined) this.#query.user_id = userId;
-    this.#isAnonymous = token === undefined && userId === undefined;
-    const me = await this.#call("GET", "me");
+    const me = await this.#call({ path: "me" });
     if (typeof me.user_id !== "string") throw new Unreachable("no answer of this protocol");
     // In development mode each request would have a user of its own; elsewhere it is passed over.
-    if (this.#isAnonymous) this.#query.user_id = me.user_id;
+    if (token === undefined && userId === undefined) this.#query.user_id = me.user_id;
     return { ...me, type: "connected", client_id: null };
   }
 
   // ---- requests
 
   #url(path, query = {}) {
-    const url = new URL(this.#source.url);
-    url.pathname = `${url.pathname.replace(/\/$/, "")}/${path}`;
+    const url = urlOf(this.#source.url, path);
     for (const [name, value] of Object.entries({ ...this.#query, ...query })) {
       for (const one of Array.isArray(value) ? value : [value]) {
         if (one !== undefined && one !== null) url.searchParams.append(name, one);
@@ -847,7 +892,7 @@ class HttpLink extends Link {
   }
 
   /** Returns a response and what ends it; both count until then. */
-  async #fetch(method, path, { query, body, timeoutMs }) {
+  async #fetch({ method = "GET", path, query, body, timeoutMs }) {
     const controller = new AbortController();
     const timer = later(() => controller.abort(), timeoutMs);
     const end = () => {
@@ -875,14 +920,14 @@ class HttpLink extends Link {
     }
   }
 
-  async #call(method, path, { query, body, timeoutMs = this.#source.timeoutMs } = {}) {
+  async #call({ timeoutMs = this.#source.timeoutMs, ...request }) {
     while (this.alive && this.#requests >= Math.max(2, MAX_CONNECTIONS - this.#streams)) {
       await new Promise((resolve) => this.#waiting.push(resolve));
     }
     if (!this.alive) throw new Unreachable("closed");
     this.#requests += 1;
     try {
-      const { response, end } = await this.#fetch(method, path, { query, body, timeoutMs });
+      const { response, end } = await this.#fetch({ ...request, timeoutMs });
       try {
         const text = await response.text();
         this.#heardAt = Date.now();
@@ -926,7 +971,7 @@ class HttpLink extends Link {
   async #follow(room, query) {
     const { names } = room;
     if (Array.isArray(names) && names.length === 0) {
-      const joined = await this.#call("GET", this.#eventsPath(room), { query: { ...query, wait_seconds: 0 } });
+      const joined = await this.#callEvents(room, query);
       this.#replace(room, { stream: null, isPolled: false });
       Object.assign(joined, { events: [], subscriptions: [] });
       room.took(joined);
@@ -939,17 +984,15 @@ class HttpLink extends Link {
       room.took(joined);
       return joined;
     }
-    const joined = await this.#call("GET", this.#eventsPath(room), {
-      query: { ...query, events: names, wait_seconds: 0 },
-    });
+    const joined = await this.#callEvents(room, { ...query, events: names });
     this.#replace(room, { stream: null, isPolled: true });
     room.took(joined);
     room.polledAt = Date.now();
     return joined;
   }
 
-  #eventsPath(room) {
-    return `rooms/${encodeURIComponent(room.id)}/events`;
+  #callEvents(room, query) {
+    return this.#call({ path: pathOf(room.id, "events"), query: { ...query, wait_seconds: 0 } });
   }
 
   #replace(room, { stream, isPolled }) {
@@ -985,7 +1028,7 @@ class HttpLink extends Link {
       const timeoutMs = Math.min(STREAM_OPENS_MS, this.#source.timeoutMs / 2);
       const since = Date.now();
       try {
-        request = await this.#fetch("GET", this.#eventsPath(room), { query, timeoutMs });
+        request = await this.#fetch({ path: pathOf(room.id, "events"), query, timeoutMs });
         const { response } = request;
         if (!response.ok) throw refusalFrom(response, await response.text());
         const kind = response.headers.get("content-type") ?? "";
@@ -1112,7 +1155,7 @@ class HttpLink extends Link {
     if (this.#isChecking || !this.alive || this.connectedAt === null) return;
     this.#isChecking = true;
     try {
-      await this.#call("GET", "me", { timeoutMs: Math.min(2 * CHECK_MS, this.#source.timeoutMs) });
+      await this.#call({ path: "me", timeoutMs: Math.min(2 * CHECK_MS, this.#source.timeoutMs) });
     } catch (error) {
       if (!(error instanceof Refusal)) this.fail(1006, "the server cannot be reached");
       else if (error.wire.code === "UNAUTHENTICATED") this.#refused(error);
@@ -1178,8 +1221,7 @@ class HttpLink extends Link {
     const isStale = () => room.isOver || !room.isPolled || room.seq !== after || room.names !== events;
     let answer;
     try {
-      const query = { after, epoch, events, wait_seconds: 0 };
-      answer = await this.#call("GET", this.#eventsPath(room), { query });
+      answer = await this.#callEvents(room, { after, epoch, events });
     } catch (error) {
       if (isStale() || !(error instanceof Refusal) || JOIN_LATER.has(error.wire.code)) throw error;
       if (error.wire.code !== "UNAUTHENTICATED") {
@@ -1234,13 +1276,13 @@ class HttpLink extends Link {
 
   async #pollPresence(roomId) {
     this.#presenceAt.set(roomId, Date.now());
-    const answer = await this.#call("GET", `rooms/${encodeURIComponent(roomId)}/presence`);
+    const answer = await this.#call({ path: pathOf(roomId, "presence") });
     if (this.#rooms.has(roomId)) this._take(this.#presenceFrom(roomId, answer).slice(0, -1));
   }
 
   async #pollUnread() {
     this.#unreadAt = Date.now();
-    const { unread } = await this.#call("GET", "unread");
+    const { unread } = await this.#call({ path: "unread" });
     const before = this.#unread;
     this.#unread = unread;
     const changed = Object.entries(unread).filter(([room, count]) => before?.[room] !== count);
@@ -1293,7 +1335,6 @@ export function createDialogueClient(options) {
 
 class DialogueClient {
   #url;
-  #baseUrl;
   #auth;
   #WebSocket;
   #fetch;
@@ -1375,8 +1416,7 @@ class DialogueClient {
     maxBackoffSeconds = 20,
   }) {
     this.#transports = usable(transports, { WebSocket, fetch });
-    this.#url = socketUrl(url);
-    this.#baseUrl = httpUrl(url);
+    this.#url = serverUrl(url);
     this.#auth = auth;
     this.#WebSocket = WebSocket;
     this.#fetch = fetch;
@@ -1624,9 +1664,9 @@ class DialogueClient {
   }
 
   #makeLink(transport, callbacks) {
-    if (transport === "websocket") return new SocketLink(this.#WebSocket, this.#url, callbacks);
+    if (transport === "websocket") return new SocketLink(this.#WebSocket, socketUrl(this.#url), callbacks);
     return new HttpLink({
-      url: this.#baseUrl,
+      url: this.#url,
       fetch: this.#fetch,
       credentials: this.#credentials,
       pollMs: this.#limits.pollMs,
@@ -1956,9 +1996,7 @@ class DialogueClient {
     const error = errorFrom(message);
     if (message.ref === this.#connectRef && link.connectedAt === null) {
       if (FINAL_REFUSALS.has(error.code)) {
-        link.close(); // the close code that says the same may get lost in a proxy
-        this.#link = null;
-        this.#detach();
+        // Now: the close code that says the same may get lost in a proxy.
         this.#stop(error, { code: CLOSE_UNAUTHENTICATED, reason: error.message, stood: false });
         this.#onError.emit(error);
       } else {
@@ -2142,13 +2180,18 @@ class DialogueClient {
     room._live = false;
     link.resumes.delete(room); // not before its time, nor twice
     room._breaks = stoodMs > STABLE_MS ? 0 : room._breaks + 1;
+    this.#joinLater(room, this.#backoffMs(room._breaks));
+    this.#resumeMore();
+  }
+
+  #joinLater(room, delay) {
+    const link = this.#link;
     clearTimeout(room._joinTimer);
     room._joinTimer = later(() => {
       if (link !== this.#link || room._closed) return;
       link.resumes.add(room);
       this.#resumeMore();
-    }, this.#backoffMs(room._breaks));
-    this.#resumeMore();
+    }, delay);
   }
 
   /** Resumes the rooms that wait, as many as may be on their way. */
@@ -2232,14 +2275,8 @@ class DialogueClient {
     } else if (room._cursor === null && !(isTooFast && room._joinSends > 1)) {
       this.#forget(room, error);
     } else if (JOIN_LATER.has(error.code)) {
-      const link = this.#link;
       if (isTooFast) this.#pauseResumes(error);
-      const delay = this._retryMs(error, room._joinFailures++);
-      room._joinTimer = later(() => {
-        if (link !== this.#link || room._closed) return;
-        link.resumes.add(room);
-        this.#resumeMore();
-      }, delay);
+      this.#joinLater(room, this._retryMs(error, room._joinFailures++));
     } else {
       this.#forget(room, error);
       room._onLeft.emit(error.code);
@@ -2684,7 +2721,10 @@ class Room {
 
   _close() {
     this._closed = true;
-    for (const live of [...this.#presents, ...this.#typings]) live._end();
+    for (const live of [...this.#presents, ...this.#typings]) {
+      live._clear();
+      live.close();
+    }
     this._live = false;
     clearTimeout(this._joinTimer);
     clearTimeout(this._pauseTimer);
@@ -2693,54 +2733,6 @@ class Room {
 }
 
 // --------------------------------------------------------------------------- presence and typing
-
-/** Something that changes: `subscribe(fn)`, `getSnapshot()`, `close()`. */
-class Live {
-  #listeners = new Listeners();
-  #onClose;
-  #snapshot = null;
-  #isNotifying = false;
-
-  _closed = false;
-
-  constructor(onClose) {
-    this.#onClose = onClose;
-  }
-
-  /** `fn()` is called after changes, once per microtask however many there were. */
-  subscribe(fn) {
-    return this.#listeners.add(() => fn());
-  }
-
-  /** Frozen; the same object until something changes. */
-  getSnapshot() {
-    this.#snapshot ??= Object.freeze(this._value());
-    return this.#snapshot;
-  }
-
-  /** No changes from now on. */
-  close() {
-    this._closed = true;
-    this._stop();
-    this.#onClose();
-  }
-
-  /** The room has ended, and what was known of it with that. */
-  _end() {
-    this._clear();
-    this.close();
-  }
-
-  _changed() {
-    this.#snapshot = null;
-    if (this.#isNotifying) return;
-    this.#isNotifying = true;
-    queueMicrotask(() => {
-      this.#isNotifying = false;
-      this.#listeners.emit();
-    });
-  }
-}
 
 /**
  * Who is in a room: `{users, count}`.
@@ -2918,11 +2910,10 @@ const QUIET_JOBS = new Set(["mark", "renew"]);
  *
  * It does no I/O of its own (`fetch` and `publish` are given), and at most one read at a time.
  */
-class Timeline {
+class Timeline extends Live {
   #source;
   #names;
   #maxEntries;
-  #listeners = new Listeners();
 
   /** In room order, oldest first. See `#trimOldest` and `#trimNewest` for its bound. */
   #recorded = [];
@@ -2976,36 +2967,24 @@ class Timeline {
   #generation = 0;
   #error = null;
   #rows = 0;
-  #closed = false;
-
-  #snapshot = null;
-  #isNotifying = false;
 
   constructor(source, { maxEntries }) {
+    super(source.onClose);
     this.#source = source;
     this.#names = source.names && new Set(source.names);
     this.#maxEntries = maxEntries;
   }
 
-  /** `fn()` is called after changes, once per microtask however many there were. */
-  subscribe(fn) {
-    return this.#listeners.add(() => fn());
-  }
-
-  /**
-   * Frozen; the same object until something changes. An entry that did not change is the same
-   * object in the next snapshot, too.
-   */
-  getSnapshot() {
-    this.#snapshot ??= Object.freeze({
+  /** An entry that did not change is the same object in the next snapshot, too. */
+  _value() {
+    return {
       entries: Object.freeze([...this.#recorded, ...this.#optimistic]),
       hasOlder: this.#hasOlder,
       hasNewer: this.#hasNewer,
       loading: [...this.#jobs.keys()].some((key) => !QUIET_JOBS.has(key)),
       error: this.#error,
       gaps: Object.freeze(this.#holes.map(shownHole)),
-    });
-    return this.#snapshot;
+    };
   }
 
   /**
@@ -3047,7 +3026,7 @@ class Timeline {
       const rejoining = this.#jobs.get("rejoin");
       if (rejoining) return rejoining.promise;
       // What no seq leads to is found again from above only.
-      if (this.#closed || this.#holes.every((hole) => hole.afterUid === null)) return Promise.resolve();
+      if (this._closed || this.#holes.every((hole) => hole.afterUid === null)) return Promise.resolve();
       this.#leaveLiveEnd();
     }
     return this.#load("newest", {
@@ -3131,7 +3110,7 @@ class Timeline {
       key,
     });
     this.#optimistic.push(entry);
-    this.#changed();
+    this._changed();
     this.#publish(entry);
     return entry.uid;
   }
@@ -3142,7 +3121,7 @@ class Timeline {
     if (index < 0) return;
     const { error: _, ...rest } = this.#optimistic[index];
     this.#optimistic[index] = Object.freeze({ ...rest, status: "sending" });
-    this.#changed();
+    this._changed();
     this.#publish(this.#optimistic[index]);
   }
 
@@ -3152,12 +3131,10 @@ class Timeline {
     if (entry) this.#takeOptimistic(entry.key);
   }
 
-  /** Detaches it from the room: no live events and no pages from now on. */
-  close() {
-    this.#closed = true;
+  /** Closed it has no live events and no pages from now on; what is being sent goes on. */
+  _stop() {
     this.#forgetJobs();
-    this.#source.onClose();
-    this.#changed();
+    this._changed();
   }
 
   // ---- sending
@@ -3195,7 +3172,7 @@ class Timeline {
     const index = this.#optimistic.findIndex((entry) => entry.key === key);
     if (index < 0) return;
     this.#optimistic[index] = Object.freeze({ ...this.#optimistic[index], status: "failed", error });
-    this.#changed();
+    this._changed();
   }
 
   #takeOptimistic(key) {
@@ -3203,7 +3180,7 @@ class Timeline {
     const index = this.#optimistic.findIndex((entry) => entry.key === key);
     if (index < 0) return null;
     const [entry] = this.#optimistic.splice(index, 1);
-    this.#changed();
+    this._changed();
     return entry;
   }
 
@@ -3211,7 +3188,7 @@ class Timeline {
 
   /** @internal Live and resumed events. */
   _receive(event) {
-    if (this.#closed || event.seq === null) return; // ephemeral
+    if (this._closed || event.seq === null) return; // ephemeral
     if (isChange(event)) this.#change(event);
     else if (this.#shows(event)) this.#takeLive(event);
     if (this.#acks.size) this.#dropPassed();
@@ -3235,7 +3212,7 @@ class Timeline {
     this.#sinceMark += 1;
     this.#askMark();
     this.#trimOldest();
-    this.#changed();
+    this._changed();
   }
 
   #append(event) {
@@ -3257,7 +3234,7 @@ class Timeline {
     const entry = applied(this.#recorded[index], change);
     if (entry === this.#recorded[index]) return;
     this.#recorded[index] = entry;
-    this.#changed();
+    this._changed();
   }
 
   /**
@@ -3266,7 +3243,7 @@ class Timeline {
    * @param missed `{fromSeq, throughSeq}`, or null where the seqs held mean nothing any more.
    */
   _reset(missed) {
-    if (this.#closed) return;
+    if (this._closed) return;
     if (missed === null || !this.#isStarted || this.#recorded.length === 0) {
       this.#beginAnew();
       return;
@@ -3277,7 +3254,7 @@ class Timeline {
     if (first) this.#stale = { after: first.seq - 1, through: missed.fromSeq - 1 };
     if (!this.#hasNewer && missed.fromSeq <= missed.throughSeq) this.#openHole(missed);
     this.#renewStale();
-    this.#changed();
+    this._changed();
   }
 
   #openHole({ fromSeq, throughSeq }) {
@@ -3312,7 +3289,7 @@ class Timeline {
     this.#older = {};
     this.#error = null;
     this.loadOlder();
-    this.#changed();
+    this._changed();
   }
 
   #forgetJobs() {
@@ -3338,13 +3315,13 @@ class Timeline {
   // ---- loading
 
   #load(key, job) {
-    if (this.#closed) return Promise.resolve();
+    if (this._closed) return Promise.resolve();
     const running = this.#jobs.get(key);
     if (running) return running.promise;
     this.#error = null;
     const promise = this.#start(key, job);
     this.#renewStale();
-    this.#changed();
+    this._changed();
     return promise;
   }
 
@@ -3384,7 +3361,7 @@ class Timeline {
         this.#jobs.delete(key);
         end();
         this.#dropPassed();
-        this.#changed();
+        this._changed();
       }
     }
   }
@@ -3520,7 +3497,7 @@ class Timeline {
    * these jobs at a time; what fails goes on with the next load.
    */
   #renewStale() {
-    if (this.#stale === null || this.#closed || this.#jobs.has("renew")) return;
+    if (this.#stale === null || this._closed || this.#jobs.has("renew")) return;
     this.#start("renew", {
       query: () => this.#stale && (this.#stale.query ?? { after: this.#stale.after, limit: RENEW_EVENTS }),
       take: (page) => this.#takeRenewed(page),
@@ -3583,7 +3560,7 @@ class Timeline {
     this.#forget(dropped);
     const uids = new Set(dropped.map((entry) => entry.uid));
     this.#holes = this.#holes.filter((hole) => hole.afterUid !== null && !uids.has(hole.afterUid));
-    this.#changed();
+    this._changed();
   }
 
   /** Drops the newest entries past the bound; they come back above the seq of the newest that is left. */
@@ -3615,7 +3592,7 @@ class Timeline {
     this.#sinceMark = 0;
     if (!this.#hasNewer) this.#tail = [];
     this.#hasNewer = true;
-    this.#changed();
+    this._changed();
   }
 
   /** A page read upwards knows the way down from its first event. */
@@ -3730,16 +3707,6 @@ class Timeline {
       else high = at;
     }
     return -1;
-  }
-
-  #changed() {
-    this.#snapshot = null;
-    if (this.#isNotifying) return;
-    this.#isNotifying = true;
-    queueMicrotask(() => {
-      this.#isNotifying = false;
-      this.#listeners.emit();
-    });
   }
 }
 
