@@ -2886,9 +2886,6 @@ const MAX_CHANGES = 1000;
 /** Events asked for at a time where entries that are held are read again. */
 const RENEW_EVENTS = 200;
 
-/** Jobs that change nothing that is shown: `loading` does not speak of them. */
-const QUIET_JOBS = new Set(["mark"]);
-
 /**
  * Older pages, live events and events being sent, as one list without doubles or unnamed holes.
  *
@@ -2981,7 +2978,7 @@ class Timeline extends Live {
       entries: Object.freeze([...this.#recorded, ...this.#optimistic]),
       hasOlder: this.#hasOlder,
       hasNewer: this.#hasNewer,
-      loading: [...this.#jobs.keys()].some((key) => !QUIET_JOBS.has(key)),
+      loading: [...this.#jobs.keys()].some((key) => key !== "mark"), // which changes nothing that is shown
       error: this.#error,
       gaps: Object.freeze(this.#holes.map(shownHole)),
     };
