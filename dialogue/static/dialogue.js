@@ -182,6 +182,48 @@ class NamedListeners {
   }
 }
 
+/** Something that changes: `subscribe(fn)`, `getSnapshot()`, `close()`. */
+class Live {
+  #listeners = new Listeners();
+  #onClose;
+  #snapshot = null;
+  #isNotifying = false;
+
+  _closed = false;
+
+  constructor(onClose) {
+    this.#onClose = onClose;
+  }
+
+  /** `fn()` is called after changes, once per microtask however many there were. */
+  subscribe(fn) {
+    return this.#listeners.add(() => fn());
+  }
+
+  /** Frozen; the same object until something changes. */
+  getSnapshot() {
+    this.#snapshot ??= Object.freeze(this._value());
+    return this.#snapshot;
+  }
+
+  /** No changes from now on. */
+  close() {
+    this._closed = true;
+    this._stop();
+    this.#onClose();
+  }
+
+  _changed() {
+    this.#snapshot = null;
+    if (this.#isNotifying) return;
+    this.#isNotifying = true;
+    queueMicrotask(() => {
+      this.#isNotifying = false;
+      this.#listeners.emit();
+    });
+  }
+}
+
 function deferred() {
   const parts = {};
   parts.promise = new Promise((resolve, reject) => Object.assign(parts, { resolve, reject }));
@@ -190,7 +232,7 @@ function deferred() {
   return parts;
 }
 
-/** A timer that no number of a server's makes end at once. */
+/** A timer that no number of a server's or an application's makes end at once. */
 function later(fn, milliseconds) {
   return setTimeout(fn, Math.min(milliseconds, MAX_TIMER_MS));
 }
@@ -220,6 +262,7 @@ function newKey() {
   return Date.now().toString(16).padStart(12, "0") + random;
 }
 
+/** Where the server's paths begin; for requests. */
 function serverUrl(base) {
   const page = globalThis.document?.baseURI ?? globalThis.location?.href;
   let url;
@@ -232,22 +275,22 @@ function serverUrl(base) {
   if (!["http:", "https:", "ws:", "wss:"].includes(url.protocol)) {
     throw new TypeError(`url must be http(s), ws(s) or relative to the page, not ${url.protocol}`);
   }
-  url.protocol = url.protocol.replace("http", "ws");
-  url.pathname = url.pathname.replace(/\/+$/, "");
+  url.protocol = url.protocol.replace("ws", "http");
   url.hash = "";
   return url;
 }
 
-function socketUrl(base) {
-  const url = serverUrl(base);
-  url.pathname = `${url.pathname.replace(/\/$/, "")}/ws`;
-  return url.href;
+/** A path under the server's own. */
+function urlOf(server, path) {
+  const url = new URL(server);
+  url.pathname = `${url.pathname.replace(/\/+$/, "")}/${path}`;
+  return url;
 }
 
-function httpUrl(base) {
-  const url = serverUrl(base);
-  url.protocol = url.protocol.replace("ws", "http");
-  return url;
+function socketUrl(server) {
+  const url = urlOf(server, "ws");
+  url.protocol = url.protocol.replace("http", "ws");
+  return url.href;
 }
 
 /** The transports that are wanted and possible here, the preferred one first. */
@@ -500,7 +543,7 @@ class SocketLink extends Link {
     // Half open it would look the same until the next pings are overdue. Anything heard will do.
     const heardAt = this.#heardAt;
     this.send('{"type":"unread","ref":0,"rooms":[]}');
-    this.#checkTimer = setTimeout(() => {
+    this.#checkTimer = later(() => {
       this.#checkTimer = null;
       if (this.#heardAt === heardAt) this.fail(1006, "nothing heard");
     }, CHECK_MS);
@@ -532,8 +575,22 @@ class Refusal extends Error {
   }
 }
 
-/** Nothing that this protocol's server would answer with, or no answer at all. */
-class Unreachable extends Error {}
+function leftMeanwhile() {
+  return new Refusal({ code: "NOT_JOINED", message: "the room was left meanwhile" });
+}
+
+/** Nothing that this protocol's server would answer with, or (without a status) no answer at all. */
+class Unreachable extends Error {
+  constructor(message, status = null) {
+    super(message);
+    this.status = status;
+  }
+
+  /** Whether it is of the request rather than of the moment: sent again it would fare no better. */
+  get isOfRequest() {
+    return this.status >= 400 && this.status < 500;
+  }
+}
 
 /** A stream that stands and says nothing. */
 class HeldBack extends Error {}
@@ -553,7 +610,39 @@ function refusalFrom(response, text) {
   if (status === 401) return new Refusal({ ...wire, code: "UNAUTHENTICATED" });
   if (status === 413) return new Refusal({ ...wire, code: "MESSAGE_TOO_LARGE" });
   if (status === 429) return new Refusal({ ...wire, code: "RATE_LIMITED" });
-  return new Unreachable(wire.message);
+  return new Unreachable(wire.message, status);
+}
+
+function pathOf(roomId, path) {
+  return `rooms/${encodeURIComponent(roomId)}/${path}`;
+}
+
+/** The request that does what a command asks for; `answer` is the type of the message it is answered with. */
+function requestFor({ type, ref: _, room, seq, ...fields }) {
+  switch (type) {
+    case "trigger":
+      return { method: "POST", path: pathOf(room, "events"), body: fields };
+    case "edit":
+      return { method: "PATCH", path: pathOf(room, `events/${seq}`), body: fields };
+    case "delete":
+      return { method: "DELETE", path: pathOf(room, `events/${seq}`), query: fields };
+    case "history":
+      return { path: pathOf(room, "history"), query: fields, answer: type };
+    case "presence":
+      return { path: pathOf(room, "presence"), answer: type };
+    case "mark_read":
+      return { method: "POST", path: pathOf(room, "read"), body: { seq } };
+    case "unread":
+      return { path: "unread", query: { room: fields.rooms }, answer: type };
+    case "rooms":
+      return { path: "rooms", answer: type };
+    case "create_room":
+      return { method: "POST", path: "rooms", body: { room, ...fields } };
+    case "delete_room":
+      return { method: "DELETE", path: `rooms/${encodeURIComponent(room)}` };
+    default:
+      throw new Refusal({ code: "INVALID_REQUEST", message: `${type} needs a WebSocket` });
+  }
 }
 
 /**
@@ -623,6 +712,10 @@ class Followed {
   isPolled = false;
   isOver = false;
   polledAt = 0;
+  seq = 0;
+  epoch = null;
+  /** The newest seq that may have been passed on when it was last opened. */
+  passed = 0;
 
   constructor(id, names) {
     this.id = id;
@@ -632,7 +725,7 @@ class Followed {
 
   took(joined) {
     // What was there before may have passed on more than this knows of.
-    this.passed = Math.max(this.seq ?? 0, joined.seq);
+    this.passed = Math.max(this.seq, joined.seq);
     this.seq = joined.seq;
     this.epoch = joined.epoch;
     this.names = joined.subscriptions;
@@ -666,12 +759,13 @@ class HttpLink extends Link {
   #source;
   #headers = {};
   #query = {};
-  #isAnonymous = false;
   #pingMs = 0;
   #heardAt = Date.now();
 
   /** Joined rooms by id. */
   #rooms = new Map();
+  /** The refs of joins that are in line, by room; one that is not here was left meanwhile. */
+  #joins = new Map();
   /** By room: the end of what is being done for it, one after another. */
   #queues = new Map();
   /** Commands being dealt with: one that its sender thinks lost is not done twice at a time. */
@@ -709,8 +803,10 @@ class HttpLink extends Link {
     if (type === "pong" || this.#refs.has(ref)) return;
     this.#refs.add(ref);
     const work = () => this.#answer(command);
+    if (type === "join") this.#joins.set(room, ref);
     if (type === "leave") {
-      // Not in line: a stream that hangs while it opens is what is to be ended.
+      // Not in line: a join that hangs or waits there is what is to be ended.
+      this.#joins.delete(room);
       this.#end(room);
       this.#refs.delete(ref);
       queueMicrotask(() => this._take([{ type: "ok", ref, room }]));
@@ -743,7 +839,10 @@ class HttpLink extends Link {
       if (!this.alive) return;
       const isOfStream = ["join", "subscribe", "unsubscribe"].includes(command.type);
       if (error instanceof Refusal) this.#refused(error, ref);
-      else if (isOfStream) this.#lose(room, [ref]);
+      else if (error.isOfRequest && command.type !== "connect") {
+        this.#refused(new Refusal({ code: "INTERNAL", message: error.message }), ref);
+        this.#check(); // unless nothing is as it should be
+      } else if (isOfStream) this.#lose(room, [ref]);
       else this.fail(1006, "the server cannot be reached");
     }
   }
@@ -756,66 +855,34 @@ class HttpLink extends Link {
 
   /** Returns messages, of which the last is the answer. */
   async #carryOut(command) {
-    const { type, room, ref: _, ...fields } = command;
-    delete fields.type;
-    const path = room === undefined ? "" : `rooms/${encodeURIComponent(room)}`;
-    switch (type) {
-      case "connect":
-        return [await this.#connect(fields.auth ?? {})];
-      case "join":
-        return [await this.#join(room, fields)];
-      case "subscribe":
-      case "unsubscribe":
-        return this.#resubscribe(room, type, fields.events);
-      case "trigger":
-        return [{ ...(await this.#call("POST", `${path}/events`, { body: fields })), type: "ok" }];
-      case "edit": {
-        const { seq, ...body } = fields;
-        return [{ ...(await this.#call("PATCH", `${path}/events/${seq}`, { body })), type: "ok" }];
-      }
-      case "delete": {
-        const { seq, ...query } = fields;
-        return [{ ...(await this.#call("DELETE", `${path}/events/${seq}`, { query })), type: "ok" }];
-      }
-      case "history":
-        return [{ ...(await this.#call("GET", `${path}/history`, { query: fields })), type }];
-      case "presence":
-        return this.#presenceFrom(room, await this.#call("GET", `${path}/presence`));
-      case "mark_read":
-        return [{ ...(await this.#call("POST", `${path}/read`, { body: fields })), type: "ok" }];
-      case "rooms":
-        return [{ ...(await this.#call("GET", "rooms")), type }];
-      case "unread": {
-        const answer = await this.#call("GET", "unread", { query: { room: fields.rooms } });
-        if (fields.rooms === undefined) this.#unread = answer.unread;
-        return [{ ...answer, type }];
-      }
-      case "create_room":
-        return [{ ...(await this.#call("POST", "rooms", { body: { room, ...fields } })), type: "ok" }];
-      case "delete_room":
-        return [{ ...(await this.#call("DELETE", path)), type: "ok" }];
-      default:
-        throw new Refusal({ code: "INVALID_REQUEST", message: `${type} needs a WebSocket` });
-    }
+    const { type, room } = command;
+    if (type === "connect") return [await this.#connect(command.auth ?? {})];
+    if (type === "join") return [await this.#join(room, command)];
+    if (type === "subscribe" || type === "unsubscribe") return this.#resubscribe(room, type, command.events);
+    // A query could not tell it from all.
+    if (type === "unread" && command.rooms?.length === 0) return [{ type, unread: {} }];
+    const request = requestFor(command);
+    const answer = await this.#call(request);
+    if (type === "presence") return this.#presenceFrom(room, answer);
+    if (type === "unread" && command.rooms === undefined) this.#unread = answer.unread;
+    return [{ ...answer, type: request.answer ?? "ok" }];
   }
 
   async #connect({ token, user_id, userId = user_id, ...others }) {
     if (Object.keys(others).length) this.#source.onUnsendable(Object.keys(others));
     if (token !== undefined) this.#headers.Authorization = `Bearer ${token}`;
     if (userId !== undefined) this.#query.user_id = userId;
-    this.#isAnonymous = token === undefined && userId === undefined;
-    const me = await this.#call("GET", "me");
+    const me = await this.#call({ path: "me" });
     if (typeof me.user_id !== "string") throw new Unreachable("no answer of this protocol");
     // In development mode each request would have a user of its own; elsewhere it is passed over.
-    if (this.#isAnonymous) this.#query.user_id = me.user_id;
+    if (token === undefined && userId === undefined) this.#query.user_id = me.user_id;
     return { ...me, type: "connected", client_id: null };
   }
 
   // ---- requests
 
   #url(path, query = {}) {
-    const url = new URL(this.#source.url);
-    url.pathname = `${url.pathname.replace(/\/$/, "")}/${path}`;
+    const url = urlOf(this.#source.url, path);
     for (const [name, value] of Object.entries({ ...this.#query, ...query })) {
       for (const one of Array.isArray(value) ? value : [value]) {
         if (one !== undefined && one !== null) url.searchParams.append(name, one);
@@ -825,9 +892,9 @@ class HttpLink extends Link {
   }
 
   /** Returns a response and what ends it; both count until then. */
-  async #fetch(method, path, { query, body, timeoutMs }) {
+  async #fetch({ method = "GET", path, query, body, timeoutMs }) {
     const controller = new AbortController();
-    const timer = setTimeout(() => controller.abort(), timeoutMs);
+    const timer = later(() => controller.abort(), timeoutMs);
     const end = () => {
       clearTimeout(timer);
       this.#controllers.delete(controller);
@@ -837,7 +904,8 @@ class HttpLink extends Link {
     const headers = { ...this.#headers };
     if (body !== undefined) headers["Content-Type"] = "application/json";
     try {
-      const response = await this.#source.fetch(this.#url(path, query), {
+      const { fetch } = this.#source; // as a method of anything a browser's own refuses
+      const response = await fetch(this.#url(path, query), {
         method,
         headers,
         body: body === undefined ? undefined : JSON.stringify(body),
@@ -852,14 +920,14 @@ class HttpLink extends Link {
     }
   }
 
-  async #call(method, path, { query, body, timeoutMs = this.#source.timeoutMs } = {}) {
+  async #call({ timeoutMs = this.#source.timeoutMs, ...request }) {
     while (this.alive && this.#requests >= Math.max(2, MAX_CONNECTIONS - this.#streams)) {
       await new Promise((resolve) => this.#waiting.push(resolve));
     }
     if (!this.alive) throw new Unreachable("closed");
     this.#requests += 1;
     try {
-      const { response, end } = await this.#fetch(method, path, { query, body, timeoutMs });
+      const { response, end } = await this.#fetch({ ...request, timeoutMs });
       try {
         const text = await response.text();
         this.#heardAt = Date.now();
@@ -878,7 +946,9 @@ class HttpLink extends Link {
 
   // ---- rooms
 
-  async #join(roomId, { since, sync, events }) {
+  async #join(roomId, { ref, since, sync, events }) {
+    if (this.#joins.get(roomId) !== ref) throw leftMeanwhile();
+    this.#joins.delete(roomId);
     this.#end(roomId);
     const room = new Followed(roomId, events);
     this.#rooms.set(roomId, room);
@@ -901,7 +971,7 @@ class HttpLink extends Link {
   async #follow(room, query) {
     const { names } = room;
     if (Array.isArray(names) && names.length === 0) {
-      const joined = await this.#call("GET", this.#eventsPath(room), { query: { ...query, wait_seconds: 0 } });
+      const joined = await this.#callEvents(room, query);
       this.#replace(room, { stream: null, isPolled: false });
       Object.assign(joined, { events: [], subscriptions: [] });
       room.took(joined);
@@ -914,23 +984,21 @@ class HttpLink extends Link {
       room.took(joined);
       return joined;
     }
-    const joined = await this.#call("GET", this.#eventsPath(room), {
-      query: { ...query, events: names, wait_seconds: 0 },
-    });
+    const joined = await this.#callEvents(room, { ...query, events: names });
     this.#replace(room, { stream: null, isPolled: true });
     room.took(joined);
     room.polledAt = Date.now();
     return joined;
   }
 
-  #eventsPath(room) {
-    return `rooms/${encodeURIComponent(room.id)}/events`;
+  #callEvents(room, query) {
+    return this.#call({ path: pathOf(room.id, "events"), query: { ...query, wait_seconds: 0 } });
   }
 
   #replace(room, { stream, isPolled }) {
     if (room.isOver) {
       stream?.end();
-      throw new Refusal({ code: "NOT_JOINED", message: "the room was left meanwhile" });
+      throw leftMeanwhile();
     }
     room.stream?.end();
     Object.assign(room, { stream, isPolled });
@@ -960,7 +1028,7 @@ class HttpLink extends Link {
       const timeoutMs = Math.min(STREAM_OPENS_MS, this.#source.timeoutMs / 2);
       const since = Date.now();
       try {
-        request = await this.#fetch("GET", this.#eventsPath(room), { query, timeoutMs });
+        request = await this.#fetch({ path: pathOf(room.id, "events"), query, timeoutMs });
         const { response } = request;
         if (!response.ok) throw refusalFrom(response, await response.text());
         const kind = response.headers.get("content-type") ?? "";
@@ -1026,7 +1094,7 @@ class HttpLink extends Link {
 
   async #resubscribe(roomId, type, events) {
     const room = this.#rooms.get(roomId);
-    if (!room) throw new Refusal({ code: "NOT_JOINED", message: "the room is not joined" });
+    if (!room) throw new Unreachable("it has to be joined again");
     const before = room.names;
     let names;
     if (type === "subscribe") names = events === "*" || before === "*" ? "*" : [...new Set([...before, ...events])];
@@ -1035,7 +1103,7 @@ class HttpLink extends Link {
       const message = "without WebSockets no single names can be taken out of all: join with those that are wanted";
       throw new Refusal({ code: "INVALID_REQUEST", message });
     } else names = before.filter((name) => !events.includes(name));
-    if (names === before || names.length === before.length) {
+    if (names === before || (names !== "*" && names.length === before.length)) {
       return [{ type: "ok", room: roomId, subscriptions: before, seq: room.seq }];
     }
     const { seq, epoch } = room;
@@ -1059,7 +1127,7 @@ class HttpLink extends Link {
   /** `pingMs` is what the server leaves between two signs of life on a stream. */
   watchSilence(pingMs) {
     this.#pingMs = pingMs;
-    this.#ticker ??= setInterval(() => this.#tick(), Math.max(1, this.#source.pollMs / 6));
+    this.#ticker ??= setInterval(() => this.#tick(), Math.min(Math.max(1, this.#source.pollMs / 6), MAX_TIMER_MS));
   }
 
   #tick() {
@@ -1087,7 +1155,7 @@ class HttpLink extends Link {
     if (this.#isChecking || !this.alive || this.connectedAt === null) return;
     this.#isChecking = true;
     try {
-      await this.#call("GET", "me", { timeoutMs: Math.min(2 * CHECK_MS, this.#source.timeoutMs) });
+      await this.#call({ path: "me", timeoutMs: Math.min(2 * CHECK_MS, this.#source.timeoutMs) });
     } catch (error) {
       if (!(error instanceof Refusal)) this.fail(1006, "the server cannot be reached");
       else if (error.wire.code === "UNAUTHENTICATED") this.#refused(error);
@@ -1113,7 +1181,6 @@ class HttpLink extends Link {
 
   async #pollNext() {
     const { pollMs } = this.#source;
-    const due = Date.now() - pollMs;
     const polled = [...this.#rooms.values()].filter((room) => room.isPolled);
     if (polled.length > 0 && this.#streams < this.#mostStreams) {
       // It may be another tab that has it: asked for when this one has let one go, else now and then.
@@ -1124,39 +1191,37 @@ class HttpLink extends Link {
         return;
       }
     }
-    const oldest = polled.reduce((one, other) => (!one || other.polledAt < one.polledAt ? other : one), null);
-    if (oldest && oldest.polledAt <= due) {
-      oldest.polledAt = Date.now();
-      await this.#pollRoom(oldest);
-      return;
+    const [first] = this.#asked().sort((one, other) => one.dueAt - other.dueAt);
+    if (first?.dueAt <= Date.now()) await first.ask();
+  }
+
+  /** What is asked now and then: `{dueAt, ask}` of each. */
+  #asked() {
+    const { pollMs } = this.#source;
+    const asked = [];
+    for (const room of this.#rooms.values()) {
+      if (room.isPolled) asked.push({ dueAt: room.polledAt + pollMs, ask: () => this.#pollRoom(room) });
     }
-    if (this.#source.watchesUnread()) {
-      if (this.#unreadAt <= Date.now() - 5 * pollMs) {
-        this.#unreadAt = Date.now();
-        this.#unreadFrom(await this.#call("GET", "unread"));
-        return;
-      }
-    } else this.#unread = null;
+    if (!this.#source.watchesUnread()) this.#unread = null;
+    else asked.push({ dueAt: this.#unreadAt + 5 * pollMs, ask: () => this.#pollUnread() });
     const watched = this.#source.presenceRooms();
     for (const roomId of this.#present.keys()) {
       if (!watched.includes(roomId)) this.#present.delete(roomId);
     }
-    const roomId = watched.find((id) => (this.#presenceAt.get(id) ?? 0) <= due);
-    if (roomId === undefined) return;
-    // Put at the end, so that each has its turn.
-    this.#presenceAt.delete(roomId);
-    this.#presenceAt.set(roomId, Date.now());
-    const answer = await this.#call("GET", `rooms/${encodeURIComponent(roomId)}/presence`);
-    if (this.#rooms.has(roomId)) this._take(this.#presenceFrom(roomId, answer).slice(0, -1));
+    for (const roomId of watched) {
+      const dueAt = (this.#presenceAt.get(roomId) ?? 0) + pollMs;
+      asked.push({ dueAt, ask: () => this.#pollPresence(roomId) });
+    }
+    return asked;
   }
 
   async #pollRoom(room) {
+    room.polledAt = Date.now();
     const { seq: after, epoch, names: events } = room;
     const isStale = () => room.isOver || !room.isPolled || room.seq !== after || room.names !== events;
     let answer;
     try {
-      const query = { after, epoch, events, wait_seconds: 0 };
-      answer = await this.#call("GET", this.#eventsPath(room), { query });
+      answer = await this.#callEvents(room, { after, epoch, events });
     } catch (error) {
       if (isStale() || !(error instanceof Refusal) || JOIN_LATER.has(error.wire.code)) throw error;
       if (error.wire.code !== "UNAUTHENTICATED") {
@@ -1209,7 +1274,15 @@ class HttpLink extends Link {
     return [{ type: "presence", room: roomId, joined, left, count: answer.count }, told];
   }
 
-  #unreadFrom({ unread }) {
+  async #pollPresence(roomId) {
+    this.#presenceAt.set(roomId, Date.now());
+    const answer = await this.#call({ path: pathOf(roomId, "presence") });
+    if (this.#rooms.has(roomId)) this._take(this.#presenceFrom(roomId, answer).slice(0, -1));
+  }
+
+  async #pollUnread() {
+    this.#unreadAt = Date.now();
+    const { unread } = await this.#call({ path: "unread" });
     const before = this.#unread;
     this.#unread = unread;
     const changed = Object.entries(unread).filter(([room, count]) => before?.[room] !== count);
@@ -1262,7 +1335,6 @@ export function createDialogueClient(options) {
 
 class DialogueClient {
   #url;
-  #baseUrl;
   #auth;
   #WebSocket;
   #fetch;
@@ -1330,7 +1402,7 @@ class DialogueClient {
     auth,
     WebSocket = globalThis.WebSocket,
     transports = TRANSPORTS,
-    fetch = globalThis.fetch?.bind(globalThis),
+    fetch = globalThis.fetch,
     credentials = "same-origin",
     pollSeconds = 3,
     probeSeconds = 300,
@@ -1344,8 +1416,7 @@ class DialogueClient {
     maxBackoffSeconds = 20,
   }) {
     this.#transports = usable(transports, { WebSocket, fetch });
-    this.#url = socketUrl(url);
-    this.#baseUrl = httpUrl(url);
+    this.#url = serverUrl(url);
     this.#auth = auth;
     this.#WebSocket = WebSocket;
     this.#fetch = fetch;
@@ -1557,7 +1628,7 @@ class DialogueClient {
     const isFirst = transport === "websocket" && this.#transports.length > 1 && !this.#hasOpenedSocket;
     const { connectTimeoutMs } = this.#limits;
     const patienceMs = isFirst ? Math.min(connectTimeoutMs, FIRST_OPENING_MS) : connectTimeoutMs;
-    this.#attemptTimer = setTimeout(() => this.#giveUpAttempt(), patienceMs);
+    this.#attemptTimer = later(() => this.#giveUpAttempt(), patienceMs);
     const ref = this.#nextRef++;
     let greeting;
     try {
@@ -1593,9 +1664,9 @@ class DialogueClient {
   }
 
   #makeLink(transport, callbacks) {
-    if (transport === "websocket") return new SocketLink(this.#WebSocket, this.#url, callbacks);
+    if (transport === "websocket") return new SocketLink(this.#WebSocket, socketUrl(this.#url), callbacks);
     return new HttpLink({
-      url: this.#baseUrl,
+      url: this.#url,
       fetch: this.#fetch,
       credentials: this.#credentials,
       pollMs: this.#limits.pollMs,
@@ -1636,16 +1707,18 @@ class DialogueClient {
   async #probe() {
     const standing = this.#link;
     const ref = this.#nextRef++;
-    let greeting;
-    let link;
+    let link = null;
+    let isOver = false;
     const again = () => {
-      if (this.#link !== standing) return;
+      if (isOver || this.#link !== standing) return;
+      isOver = true;
       this.#endProbe();
       this.#probeLater();
     };
+    this.#probeTimer = later(again, this.#limits.connectTimeoutMs);
     try {
-      greeting = await this.#greeting(ref);
-      if (this.#link !== standing) return;
+      const greeting = await this.#greeting(ref);
+      if (isOver || this.#link !== standing) return;
       link = this.#makeLink("websocket", {
         onOpen: () => link.send(greeting),
         onMessage: (message) => {
@@ -1658,12 +1731,10 @@ class DialogueClient {
           else again();
         },
       });
+      this.#probing = link;
     } catch {
       again();
-      return;
     }
-    this.#probing = link;
-    this.#probeTimer = setTimeout(again, this.#limits.connectTimeoutMs);
   }
 
   #endProbe() {
@@ -1748,7 +1819,7 @@ class DialogueClient {
       return;
     }
     this.#retryLater();
-    if (stood) this.#onDisconnect.emit({ code, reason, willReconnect: true });
+    if (stood) this.#onDisconnect.emit({ code, reason, willReconnect: this.#wanted });
   }
 
   /** Rooms and requests forget the connection they were on. */
@@ -1914,7 +1985,7 @@ class DialogueClient {
       () => (this.#asksUnread = false),
       (error) => {
         this.#asksUnread = false;
-        if (!this.#wanted) return;
+        if (error.code === "DISCONNECTED") return;
         if (!JOIN_LATER.has(error.code)) this.#onError.emit(error);
         else this.#unreadTimer = later(() => this.#askUnread(), this._retryMs(error));
       },
@@ -1925,9 +1996,7 @@ class DialogueClient {
     const error = errorFrom(message);
     if (message.ref === this.#connectRef && link.connectedAt === null) {
       if (FINAL_REFUSALS.has(error.code)) {
-        link.close(); // the close code that says the same may get lost in a proxy
-        this.#link = null;
-        this.#detach();
+        // Now: the close code that says the same may get lost in a proxy.
         this.#stop(error, { code: CLOSE_UNAUTHENTICATED, reason: error.message, stood: false });
         this.#onError.emit(error);
       } else {
@@ -2013,7 +2082,7 @@ class DialogueClient {
     request.sent = true;
     request.sends += 1;
     this.#link.send(request.text);
-    request.timer = setTimeout(() => {
+    request.timer = later(() => {
       const error = new DialogueError("TIMEOUT", "no answer in time");
       if (request.isTrigger) this.#triggerAgain(request, error);
       else this.#reject(request, error);
@@ -2089,7 +2158,7 @@ class DialogueClient {
     link.joins.set(ref, room);
     room._joinSends += 1;
     link.send(JSON.stringify(command));
-    room._joinTimer = setTimeout(() => {
+    room._joinTimer = later(() => {
       if (link.joins.delete(ref)) this.#joinRefused(room, new DialogueError("TIMEOUT", "no answer to join"));
     }, this.#limits.requestTimeoutMs);
   }
@@ -2109,14 +2178,20 @@ class DialogueClient {
     // Of an earlier membership: this one's own join is on its way.
     if (!room || [...link.joins.values()].includes(room)) return;
     room._live = false;
+    link.resumes.delete(room); // not before its time, nor twice
     room._breaks = stoodMs > STABLE_MS ? 0 : room._breaks + 1;
+    this.#joinLater(room, this.#backoffMs(room._breaks));
+    this.#resumeMore();
+  }
+
+  #joinLater(room, delay) {
+    const link = this.#link;
     clearTimeout(room._joinTimer);
     room._joinTimer = later(() => {
       if (link !== this.#link || room._closed) return;
       link.resumes.add(room);
       this.#resumeMore();
-    }, this.#backoffMs(room._breaks));
-    this.#resumeMore();
+    }, delay);
   }
 
   /** Resumes the rooms that wait, as many as may be on their way. */
@@ -2200,14 +2275,8 @@ class DialogueClient {
     } else if (room._cursor === null && !(isTooFast && room._joinSends > 1)) {
       this.#forget(room, error);
     } else if (JOIN_LATER.has(error.code)) {
-      const link = this.#link;
       if (isTooFast) this.#pauseResumes(error);
-      const delay = this._retryMs(error, room._joinFailures++);
-      room._joinTimer = later(() => {
-        if (link !== this.#link || room._closed) return;
-        link.resumes.add(room);
-        this.#resumeMore();
-      }, delay);
+      this.#joinLater(room, this._retryMs(error, room._joinFailures++));
     } else {
       this.#forget(room, error);
       room._onLeft.emit(error.code);
@@ -2596,7 +2665,8 @@ class Room {
 
   _resume(events) {
     for (const event of events) this._receive(event);
-    if (!this._closed) this.#advance(this._resumeThrough);
+    // Unless a handler has disconnected or left: then the rest has not been delivered.
+    if (this._live) this.#advance(this._resumeThrough);
   }
 
   _reset() {
@@ -2651,7 +2721,10 @@ class Room {
 
   _close() {
     this._closed = true;
-    for (const live of [...this.#presents, ...this.#typings]) live._end();
+    for (const live of [...this.#presents, ...this.#typings]) {
+      live._clear();
+      live.close();
+    }
     this._live = false;
     clearTimeout(this._joinTimer);
     clearTimeout(this._pauseTimer);
@@ -2660,54 +2733,6 @@ class Room {
 }
 
 // --------------------------------------------------------------------------- presence and typing
-
-/** Something that changes: `subscribe(fn)`, `getSnapshot()`, `close()`. */
-class Live {
-  #listeners = new Listeners();
-  #onClose;
-  #snapshot = null;
-  #isNotifying = false;
-
-  _closed = false;
-
-  constructor(onClose) {
-    this.#onClose = onClose;
-  }
-
-  /** `fn()` is called after changes, once per microtask however many there were. */
-  subscribe(fn) {
-    return this.#listeners.add(() => fn());
-  }
-
-  /** Frozen; the same object until something changes. */
-  getSnapshot() {
-    this.#snapshot ??= Object.freeze(this._value());
-    return this.#snapshot;
-  }
-
-  /** No changes from now on. */
-  close() {
-    this._closed = true;
-    this._stop();
-    this.#onClose();
-  }
-
-  /** The room has ended, and what was known of it with that. */
-  _end() {
-    this._clear();
-    this.close();
-  }
-
-  _changed() {
-    this.#snapshot = null;
-    if (this.#isNotifying) return;
-    this.#isNotifying = true;
-    queueMicrotask(() => {
-      this.#isNotifying = false;
-      this.#listeners.emit();
-    });
-  }
-}
 
 /**
  * Who is in a room: `{users, count}`.
@@ -2861,9 +2886,6 @@ const MAX_CHANGES = 1000;
 /** Events asked for at a time where entries that are held are read again. */
 const RENEW_EVENTS = 200;
 
-/** Jobs that change nothing that is shown: `loading` does not speak of them. */
-const QUIET_JOBS = new Set(["mark"]);
-
 /**
  * Older pages, live events and events being sent, as one list without doubles or unnamed holes.
  *
@@ -2885,11 +2907,10 @@ const QUIET_JOBS = new Set(["mark"]);
  *
  * It does no I/O of its own (`fetch` and `publish` are given), and at most one read at a time.
  */
-class Timeline {
+class Timeline extends Live {
   #source;
   #names;
   #maxEntries;
-  #listeners = new Listeners();
 
   /** In room order, oldest first. See `#trimOldest` and `#trimNewest` for its bound. */
   #recorded = [];
@@ -2943,36 +2964,24 @@ class Timeline {
   #generation = 0;
   #error = null;
   #rows = 0;
-  #closed = false;
-
-  #snapshot = null;
-  #isNotifying = false;
 
   constructor(source, { maxEntries }) {
+    super(source.onClose);
     this.#source = source;
     this.#names = source.names && new Set(source.names);
     this.#maxEntries = maxEntries;
   }
 
-  /** `fn()` is called after changes, once per microtask however many there were. */
-  subscribe(fn) {
-    return this.#listeners.add(() => fn());
-  }
-
-  /**
-   * Frozen; the same object until something changes. An entry that did not change is the same
-   * object in the next snapshot, too.
-   */
-  getSnapshot() {
-    this.#snapshot ??= Object.freeze({
+  /** An entry that did not change is the same object in the next snapshot, too. */
+  _value() {
+    return {
       entries: Object.freeze([...this.#recorded, ...this.#optimistic]),
       hasOlder: this.#hasOlder,
       hasNewer: this.#hasNewer,
-      loading: [...this.#jobs.keys()].some((key) => !QUIET_JOBS.has(key)),
+      loading: [...this.#jobs.keys()].some((key) => key !== "mark"), // which changes nothing that is shown
       error: this.#error,
       gaps: Object.freeze(this.#holes.map(shownHole)),
-    });
-    return this.#snapshot;
+    };
   }
 
   /**
@@ -3014,7 +3023,7 @@ class Timeline {
       const rejoining = this.#jobs.get("rejoin");
       if (rejoining) return rejoining.promise;
       // What no seq leads to is found again from above only.
-      if (this.#closed || this.#holes.every((hole) => hole.afterUid === null)) return Promise.resolve();
+      if (this._closed || this.#holes.every((hole) => hole.afterUid === null)) return Promise.resolve();
       this.#leaveLiveEnd();
     }
     return this.#load("newest", {
@@ -3098,7 +3107,7 @@ class Timeline {
       key,
     });
     this.#optimistic.push(entry);
-    this.#changed();
+    this._changed();
     this.#publish(entry);
     return entry.uid;
   }
@@ -3109,7 +3118,7 @@ class Timeline {
     if (index < 0) return;
     const { error: _, ...rest } = this.#optimistic[index];
     this.#optimistic[index] = Object.freeze({ ...rest, status: "sending" });
-    this.#changed();
+    this._changed();
     this.#publish(this.#optimistic[index]);
   }
 
@@ -3119,12 +3128,10 @@ class Timeline {
     if (entry) this.#takeOptimistic(entry.key);
   }
 
-  /** Detaches it from the room: no live events and no pages from now on. */
-  close() {
-    this.#closed = true;
+  /** Closed it has no live events and no pages from now on; what is being sent goes on. */
+  _stop() {
     this.#forgetJobs();
-    this.#source.onClose();
-    this.#changed();
+    this._changed();
   }
 
   // ---- sending
@@ -3162,7 +3169,7 @@ class Timeline {
     const index = this.#optimistic.findIndex((entry) => entry.key === key);
     if (index < 0) return;
     this.#optimistic[index] = Object.freeze({ ...this.#optimistic[index], status: "failed", error });
-    this.#changed();
+    this._changed();
   }
 
   #takeOptimistic(key) {
@@ -3170,7 +3177,7 @@ class Timeline {
     const index = this.#optimistic.findIndex((entry) => entry.key === key);
     if (index < 0) return null;
     const [entry] = this.#optimistic.splice(index, 1);
-    this.#changed();
+    this._changed();
     return entry;
   }
 
@@ -3178,7 +3185,7 @@ class Timeline {
 
   /** @internal Live and resumed events. */
   _receive(event) {
-    if (this.#closed || event.seq === null) return; // ephemeral
+    if (this._closed || event.seq === null) return; // ephemeral
     if (isChange(event)) this.#change(event);
     else if (this.#shows(event)) this.#takeLive(event);
     if (this.#acks.size) this.#dropPassed();
@@ -3202,7 +3209,7 @@ class Timeline {
     this.#sinceMark += 1;
     this.#askMark();
     this.#trimOldest();
-    this.#changed();
+    this._changed();
   }
 
   #append(event) {
@@ -3224,7 +3231,7 @@ class Timeline {
     const entry = applied(this.#recorded[index], change);
     if (entry === this.#recorded[index]) return;
     this.#recorded[index] = entry;
-    this.#changed();
+    this._changed();
   }
 
   /**
@@ -3233,7 +3240,7 @@ class Timeline {
    * @param missed `{fromSeq, throughSeq}`, or null where the seqs held mean nothing any more.
    */
   _reset(missed) {
-    if (this.#closed) return;
+    if (this._closed) return;
     if (missed === null || !this.#isStarted || this.#recorded.length === 0) {
       this.#beginAnew();
       return;
@@ -3244,7 +3251,7 @@ class Timeline {
     if (first) this.#stale = { after: first.seq - 1, through: missed.fromSeq - 1 };
     if (!this.#hasNewer && missed.fromSeq <= missed.throughSeq) this.#openHole(missed);
     this.#renewStale();
-    this.#changed();
+    this._changed();
   }
 
   #openHole({ fromSeq, throughSeq }) {
@@ -3279,7 +3286,7 @@ class Timeline {
     this.#older = {};
     this.#error = null;
     this.loadOlder();
-    this.#changed();
+    this._changed();
   }
 
   #forgetJobs() {
@@ -3305,13 +3312,13 @@ class Timeline {
   // ---- loading
 
   #load(key, job) {
-    if (this.#closed) return Promise.resolve();
+    if (this._closed) return Promise.resolve();
     const running = this.#jobs.get(key);
     if (running) return running.promise;
     this.#error = null;
     const promise = this.#start(key, job);
     this.#renewStale();
-    this.#changed();
+    this._changed();
     return promise;
   }
 
@@ -3354,7 +3361,7 @@ class Timeline {
         this.#jobs.delete(key);
         end();
         this.#dropPassed();
-        this.#changed();
+        this._changed();
       }
     }
   }
@@ -3490,7 +3497,7 @@ class Timeline {
    * these jobs at a time; what fails goes on with the next load.
    */
   #renewStale() {
-    if (this.#stale === null || this.#closed || this.#jobs.has("renew")) return;
+    if (this.#stale === null || this._closed || this.#jobs.has("renew")) return;
     this.#start("renew", {
       query: () => this.#stale && (this.#stale.query ?? { after: this.#stale.after, limit: RENEW_EVENTS }),
       take: (page) => this.#takeRenewed(page),
@@ -3553,7 +3560,7 @@ class Timeline {
     this.#forget(dropped);
     const uids = new Set(dropped.map((entry) => entry.uid));
     this.#holes = this.#holes.filter((hole) => hole.afterUid !== null && !uids.has(hole.afterUid));
-    this.#changed();
+    this._changed();
   }
 
   /** Drops the newest entries past the bound; they come back above the seq of the newest that is left. */
@@ -3585,7 +3592,7 @@ class Timeline {
     this.#sinceMark = 0;
     if (!this.#hasNewer) this.#tail = [];
     this.#hasNewer = true;
-    this.#changed();
+    this._changed();
   }
 
   /** A page read upwards knows the way down from its first event. */
@@ -3700,16 +3707,6 @@ class Timeline {
       else high = at;
     }
     return -1;
-  }
-
-  #changed() {
-    this.#snapshot = null;
-    if (this.#isNotifying) return;
-    this.#isNotifying = true;
-    queueMicrotask(() => {
-      this.#isNotifying = false;
-      this.#listeners.emit();
-    });
   }
 }
 

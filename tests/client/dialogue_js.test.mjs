@@ -382,3 +382,71 @@ test("a deletion that was taken before the connection was lost is done", async (
   await assert.rejects(client.deleteRoom("club"), { code: "ROOM_NOT_FOUND" });
   client.disconnect();
 });
+
+test("what a resume brings after a handler has disconnected is brought again", async () => {
+  const server = new Server();
+  const client = connectedTo(server);
+  await client.connect();
+  const room = await client.join("general");
+  const event = (seq) => ({ type: "event", room: "general", event: "message", id: seq, seq, from: "bob", timestamp: 1 });
+  server.intercept = (connection, { type, ref, room, since }) => {
+    if (type !== "join") return false;
+    const events = [1, 2, 3].filter((seq) => seq > since.seq).map(event);
+    const message = { type: "joined", ref, room, name: room, seq: 3, epoch: "e", subscriptions: "*" };
+    server.tell(connection, { ...message, events, has_more: false, next: null, recovered: true });
+    return true;
+  };
+  const heard = [];
+  room.onAny(({ seq }) => {
+    heard.push(seq);
+    if (seq === 1) client.disconnect();
+  });
+  server.lose();
+  await until(() => client.state === "offline");
+  await client.connect();
+  await until(() => heard.length === 3);
+  assert.deepEqual(heard, [1, 2, 3]);
+  client.disconnect();
+});
+
+test("no time at all can be given, and any time there is", async () => {
+  const server = new Server();
+  const client = connectedTo(server, { requestTimeoutSeconds: Infinity, connectTimeoutSeconds: 1e9 });
+  let answer;
+  server.intercept = (connection, { type, ref }) => {
+    if (type === "connect") answer = () => server.tell(connection, { type: "connected", ref, user_id: "ann" });
+    if (type === "rooms") answer = () => server.tell(connection, { type: "rooms", ref, rooms: [] });
+    return type !== "join";
+  };
+  const slowly = async () => {
+    await until(() => answer);
+    for (let turn = 0; turn < 10; turn += 1) await new Promise((resolve) => setTimeout(resolve, 1));
+    answer();
+    answer = null;
+  };
+  await Promise.all([client.connect(), slowly()]);
+  await client.join("general");
+  const [rooms] = await Promise.all([client.listRooms(), slowly()]);
+  assert.deepEqual(rooms, []);
+  assert.deepEqual([client.errors, server.connections.length], [[], 1]);
+  client.disconnect();
+});
+
+test("one that disconnects on purpose is told of nothing that went wrong, nor that it comes back", async () => {
+  const server = new Server();
+  const client = connectedTo(server);
+  const told = [];
+  client.onDisconnect(({ willReconnect }) => told.push(willReconnect));
+  client.onUnread(() => {});
+  await client.connect();
+  server.lose();
+  await until(() => server.commands.some(({ type }) => type === "unread"));
+  client.disconnect();
+  await client.connect();
+  assert.deepEqual(client.errors, []);
+  assert.deepEqual(told, [true, false]);
+
+  client.onState((state) => state === "resuming" && client.disconnect());
+  server.lose();
+  assert.deepEqual(told, [true, false, false]);
+});

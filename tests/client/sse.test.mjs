@@ -326,3 +326,112 @@ test("while neither comes through both are tried in turn, without end", async (t
   await connecting;
   assert.equal(ann.transport, "websocket");
 });
+
+test("all events are subscribed to where one was", async (t) => {
+  const ann = await connected(t, "ann", sse);
+  const room = await ann.join(newRoom(), { events: "message" });
+  await room.subscribeAll();
+  assert.equal(room.subscriptions, "*");
+  const heard = [];
+  room.on("note", ({ data }) => heard.push(data));
+  await room.trigger("note", 1);
+  await until(() => heard.length);
+  assert.deepEqual(heard, [1]);
+});
+
+/** Holds up what is published until the function that it returns is called. */
+function holdPublishes(network) {
+  let release;
+  const held = new Promise((resolve) => (release = resolve));
+  network.answer = (method) => (method === "POST" ? held : null);
+  return release;
+}
+
+test("a room that was left while its join waited is not followed", async (t) => {
+  const ann = await connected(t, "ann", sse);
+  const first = await ann.join(newRoom());
+  const release = holdPublishes(ann.network);
+  const triggered = first.trigger("message", 1);
+  await first.leave();
+  ann.network.requests = [];
+  const joining = assert.rejects(ann.join(first.id), { code: "NOT_JOINED" });
+  await ann.getRoom(first.id).leave(); // while the join is in line behind the trigger
+  await joining;
+  release();
+  await triggered;
+  await ann.join(newRoom());
+  assert.ok(!ann.network.requests.includes(`GET /rooms/${first.id}/events`));
+});
+
+test("a change of the subscription that waits while the stream breaks is made when the room is back", async (t) => {
+  const ann = await connected(t, "ann", sse);
+  const room = await ann.join(newRoom(), { events: "message" });
+  const release = holdPublishes(ann.network);
+  const triggered = room.trigger("message", 1);
+  const subscribed = room.subscribe("note");
+  ann.network.cut();
+  await until(() => !room.joined);
+  release();
+  await Promise.all([triggered, subscribed]);
+  assert.deepEqual(room.subscriptions, ["message", "note"]);
+});
+
+test("many rooms that are polled leave time for presence and unread counts", async (t) => {
+  const ann = await connected(t, "ann", sse);
+  const bob = await connected(t, "bob");
+  const joined = await Promise.all(Array.from({ length: 16 }, () => ann.join(newRoom())));
+  const unread = [];
+  ann.onUnread((counts) => unread.push(counts));
+  const last = joined.at(-1);
+  const present = last.presentUsers();
+  const theirs = await bob.join(last.id);
+  await until(() => present.getSnapshot().users.includes("bob"));
+  await (await connected(t, "ann")).join(last.id); // a member, for whom is counted
+  await theirs.trigger("message", 1);
+  await until(() => unread.some((counts) => counts[last.id] === 1));
+});
+
+test("what no room can be named is refused, and so is what something in between refuses", async (t) => {
+  const ann = await connected(t, "ann", { ...sse, maxTriggerAttempts: 3 });
+  const states = [];
+  ann.onState((state) => states.push(state));
+  for (const name of ["a/b", "..", ""]) {
+    await assert.rejects(ann.join(name), { name: "DialogueError" });
+    assert.equal(ann.getRoom(name), undefined);
+    await assert.rejects(ann.deleteRoom(name), { name: "DialogueError" });
+  }
+  const room = await ann.join(newRoom());
+  let tries = 0;
+  ann.network.answer = (method) => {
+    if (method !== "POST" || ++tries > 3) return null;
+    return new Response("<h1>Forbidden</h1>", { status: 403, headers: { "content-type": "text/html" } });
+  };
+  await assert.rejects(room.trigger("message", "suspicious"), { code: "INTERNAL" });
+  await room.trigger("message", "harmless");
+  assert.deepEqual((await log(room)).map(([, data]) => data), ["harmless"]);
+  assert.deepEqual(states, []);
+});
+
+test("a browser's own fetch can be given, and no rooms have no unread counts", async (t) => {
+  async function fetch(...parts) {
+    assert.equal(this, undefined, "Illegal invocation");
+    return globalThis.fetch(...parts);
+  }
+  const ann = await connected(t, "ann", { ...sse, fetch });
+  await (await ann.join(newRoom())).trigger("message", 1);
+  assert.deepEqual(await ann.unread([]), {});
+});
+
+test("auth that hangs while a WebSocket is tried does not end the trying", async (t) => {
+  let hangs = false;
+  const auth = () => (hangs ? new Promise(() => {}) : { user_id: "ann" });
+  const ann = makeClient(t, "ann", { transports: undefined, auth, connectTimeoutSeconds: 0.2, probeSeconds: 0.02 });
+  ann.network.isBlocked = true;
+  await ann.connect();
+  hangs = true;
+  ann.network.isBlocked = false;
+  for (let turn = 0; turn < 10; turn += 1) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.equal(ann.transport, "sse");
+  hangs = false;
+  await until(() => ann.transport === "websocket");
+});

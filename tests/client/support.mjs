@@ -17,18 +17,21 @@ export async function until(condition) {
  * `fetch` through a network that the test cuts.
  *
  * `cut` breaks what is on its way; while `isDown` nothing comes through; `isMute` keeps back what comes from then on;
- * `isSlow` keeps back the beginning of streams.
+ * `isSlow` keeps back the beginning of streams; `answer(method, path)` may hold a request up, or answer it itself.
  */
 export class Network {
   isDown = false;
   isMute = false;
   isSlow = false;
+  answer = () => null;
   requests = [];
   #cuts = new Set();
 
   fetch = async (url, options) => {
     this.requests.push(`${options.method} ${new globalThis.URL(url).pathname}`);
     if (this.isDown) throw new TypeError("the network is down");
+    const answer = await this.answer(options.method, new globalThis.URL(url).pathname);
+    if (answer) return answer;
     const cut = new AbortController();
     this.#cuts.add(cut);
     const signal = AbortSignal.any([options.signal, cut.signal]);

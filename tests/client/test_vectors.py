@@ -187,6 +187,13 @@ async def call(scripted: Scripted, name: str, arguments: dict[str, Any]) -> Any:
             return await getattr(room, name)(*([names] if names == "*" else names))
         case "list_rooms":
             return await scripted.client.rooms()
+        case "create_room":
+            rest = {key: value for key, value in arguments.items() if key != "room"}
+            return await scripted.client.create_room(arguments["room"], **rest)
+        case "delete_room":
+            return await scripted.client.delete_room(arguments["room"])
+        case "unread":
+            return await scripted.client.unread(**arguments)
         case _:
             return await getattr(room, name)(**arguments)
 

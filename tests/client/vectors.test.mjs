@@ -191,6 +191,12 @@ const CALLS = {
   page: (_, room, query) => room.page(query),
   get_history: (_, room, { event, start, end }) => room.getHistory(event, start, end),
   list_rooms: ({ client }) => client.listRooms(),
+  create_room: ({ client }, _, { room, name, description, max_size: maxSize }) =>
+    client.createRoom(room, name, { description, maxSize }),
+  delete_room: ({ client }, _, { room }) => client.deleteRoom(room),
+  unread: ({ client }, _, { rooms }) => client.unread(rooms),
+  mark_read: (_, room, { seq }) => room.markRead(seq),
+  presence: (_, room) => room.presence(),
   leave: (_, room) => room.leave(),
 };
 

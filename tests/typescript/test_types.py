@@ -35,7 +35,9 @@ def written(name: str) -> set[str]:
     """Return the members of a class of dialogue.js that are not internal."""
     text = body(SCRIPT, f"class {name}")
     members = re.findall(r"^  (?:async |get |static )?([a-zA-Z]\w*)(?:\(| =|;)", text, re.MULTILINE)
-    return {*members, *re.findall(r"\bthis\.([a-zA-Z]\w*) = ", text)} - {"constructor"}
+    base = re.search(rf"^class {name} extends (\w+) ", SCRIPT, re.MULTILINE)
+    inherited = written(base[1]) if base else set()
+    return {*inherited, *members, *re.findall(r"\bthis\.([a-zA-Z]\w*) = ", text)} - {"constructor"}
 
 
 @needs_node_modules
