@@ -59,6 +59,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, caplog: pytest.LogCapture
     with PageRunner(page, tmp_path) as runner:
         for block in page.python():
             runner.run(block)
+        runner.run_tests()
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
