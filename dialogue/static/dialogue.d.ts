@@ -376,6 +376,7 @@ export interface TimelineSnapshot<Data = any, Name extends string = string> {
   readonly hasOlder: boolean;
   /** Whether newer entries were dropped for the bound; new events are not shown until they are loaded again. */
   readonly hasNewer: boolean;
+  /** Entries are being read: asked for, missed, or held ones that may have changed in a long absence. */
   readonly loading: boolean;
   /** Why the last load failed; the same call tries again. */
   readonly error: Error | null;

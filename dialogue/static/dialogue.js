@@ -2861,8 +2861,8 @@ const MAX_CHANGES = 1000;
 /** Events asked for at a time where entries that are held are read again. */
 const RENEW_EVENTS = 200;
 
-/** Jobs that no caller waits for: `loading` does not speak of them. */
-const QUIET_JOBS = new Set(["mark", "renew"]);
+/** Jobs that change nothing that is shown: `loading` does not speak of them. */
+const QUIET_JOBS = new Set(["mark"]);
 
 /**
  * Older pages, live events and events being sent, as one list without doubles or unnamed holes.
@@ -3343,7 +3343,10 @@ class Timeline {
         if (take(page)) break;
       }
     } catch (error) {
-      if (generation === this.#generation && key !== "mark") this.#error = error;
+      if (generation !== this.#generation) return;
+      // A mark that could not be asked for is asked for by the next event.
+      if (key === "mark") this.#canMark = true;
+      else this.#error = error;
     } finally {
       // No await between the last `take` and here: what comes next finds the job done.
       if (generation === this.#generation) {
