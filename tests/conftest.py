@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from . import rates
+
 pytest_plugins = ["tests.postgres"]
 
 # Thousands of tests and all that they import stay to the end. Looked through for garbage again and again, they were a
@@ -54,6 +56,13 @@ def pytest_collection_finish() -> None:
     """Collect garbage from here on, among what comes from here on."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def no_refill() -> Iterator[None]:
+    """See `rates.no_refill`."""
+    with rates.no_refill():
+        yield
 
 
 @pytest.fixture(autouse=True)

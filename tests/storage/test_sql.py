@@ -388,7 +388,7 @@ def test_a_store_goes_on_in_another_event_loop(tmp_path: Path) -> None:
 async def test_an_applications_engine_is_left_as_it_was(tmp_path: Path) -> None:
     """Nothing is set on its connections, its pool is not used up, and it is not disposed."""
     engine: AsyncEngine = create_async_engine(
-        f"sqlite+aiosqlite:///{tmp_path / 'chat.db'}", pool_size=1, max_overflow=0, pool_timeout=5
+        f"sqlite+aiosqlite:///{tmp_path / 'chat.db'}", pool_size=1, max_overflow=0, pool_timeout=30
     )
     store = SQLStore(engine)
     await store.open()
