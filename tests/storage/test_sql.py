@@ -34,6 +34,8 @@ from dialogue.storage.engines import AsyncWriter, ThreadWriter
 from dialogue.storage.sql import SQLStore
 from dialogue.testing.store_contract import StoreContract, draft, recorded, seqs
 
+from .databases import migrated
+
 
 def url(folder: Path) -> str:
     return f"sqlite:///{folder / 'chat.db'}"
@@ -43,7 +45,8 @@ class TestSQLStore(StoreContract):
     """The contract over a SQLite file given by URL."""
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        return SQLStore(url(folder)) if clock is None else SQLStore(url(folder), clock=clock)
+        url = f"sqlite:///{migrated(folder)}"
+        return SQLStore(url) if clock is None else SQLStore(url, clock=clock)
 
 
 class OwnEngineStore(SQLStore):
@@ -59,7 +62,7 @@ class TestSharedEngine(StoreContract):
     """The contract over an application's own engine."""
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        engine = create_async_engine(f"sqlite+aiosqlite:///{folder / 'chat.db'}")
+        engine = create_async_engine(f"sqlite+aiosqlite:///{migrated(folder)}")
         return OwnEngineStore(engine) if clock is None else OwnEngineStore(engine, clock=clock)
 
 
