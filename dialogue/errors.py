@@ -178,7 +178,9 @@ class StreamBroken(DialogueError):
             that keeps no seq; `Room.scroll` reads them. ``epoch``: seqs of before mean nothing any more.
             ``unsubscribed``: the subscription was changed.
         after: The seq of the event that was yielded last; before that, where the stream began.
-        resume_after: Where a new stream goes on if the loss is accepted; None where seqs of before mean nothing.
+        resume_after: Where a new stream goes on if the loss is accepted; None where seqs of before mean nothing. Of
+            several names it is behind what is missing of one, and events of the others may lie between *after* and
+            it; *on_gap* of `Room.stream` passes over none of them.
     """
 
     def __init__(self, room_id: str, reason: str, *, after: int, resume_after: int | None) -> None:

@@ -139,16 +139,16 @@ class Screen:
     """A pseudo-terminal: what was written to it, and keys for it."""
 
     def __init__(self, master: int) -> None:
-        self._master = master
+        self.master = master
         self._raw = b""
         os.set_blocking(master, False)
         asyncio.get_running_loop().add_reader(master, self._read)
 
     def _read(self) -> None:
         try:
-            self._raw += os.read(self._master, 65_536)
+            self._raw += os.read(self.master, 65_536)
         except OSError:  # the other side has gone
-            asyncio.get_running_loop().remove_reader(self._master)
+            asyncio.get_running_loop().remove_reader(self.master)
             return
         # A terminal tells where its cursor is when it is asked.
         while b"\x1b[6n" in self._raw:
@@ -161,11 +161,11 @@ class Screen:
         return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>78])", "", self._raw.decode(errors="replace"))
 
     def press(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
+        os.write(self.master, keys.encode())
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._master)
-        os.close(self._master)
+        asyncio.get_running_loop().remove_reader(self.master)
+        os.close(self.master)
 
 
 @asynccontextmanager
@@ -221,3 +221,33 @@ async def test_in_a_terminal(ending: str) -> None:
                 await asyncio.wait([ended], timeout=2)
             assert await ended == 0
             assert "Traceback" not in screen.text
+
+
+async def test_a_terminal_is_left_as_it_was() -> None:
+    """After SIGTERM, too; and bytes that are no UTF-8 are no end of it."""
+    dialogue = make_dialogue()
+    async with serving(dialogue) as port, connect(dialogue, user_id="bob") as bob:
+        room = await bob.join("general")
+        heard: list[str] = []
+        room.on(message, lambda event: heard.append(event.model.text))
+        async with terminal("chat", f"http://127.0.0.1:{port}", "general", "--name", "ann") as (screen, chat):
+            before = termios.tcgetattr(screen.master)
+            await soon(lambda: "connected" in screen.text)
+            await soon(lambda: termios.tcgetattr(screen.master) != before)
+            os.write(screen.master, b"a\xffb\r")
+            await soon(lambda: heard == ["a\ufffdb"])
+            chat.terminate()
+            assert await chat.wait() == 143
+            assert termios.tcgetattr(screen.master) == before
+            assert "Traceback" not in screen.text
+
+
+async def test_what_is_too_long_is_told_in_short() -> None:
+    """A line that nobody could read is not printed once more."""
+    dialogue = make_dialogue()
+    async with serving(dialogue) as port:
+        async with process("chat", f"http://127.0.0.1:{port}", "general", "--name", "ann") as chat:
+            output, errors = await chat.communicate(b"x" * 2_000_000)
+        assert (chat.returncode, output) == (1, b"")
+        assert b"and 1999800 characters more" in errors
+        assert len(errors) < 1000

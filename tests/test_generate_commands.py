@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from dialogue.generating.asyncapi import asyncapi
 from dialogue.generating.typescript import typescript
 from dialogue.server.static import STATIC
 from examples.chat.config import dialogue as chat
+
+from .processes import ROOT
 
 CHAT = "examples.chat.config:dialogue"
 
@@ -49,6 +52,20 @@ def test_asyncapi_is_printed() -> None:
     result = run("asyncapi", CHAT, "--server", "chat.example")
     assert result.exit_code == 1
     assert "Error: --server 'chat.example': a server is http(s)://" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["types", "asyncapi"])
+def test_a_full_disk_is_one_line(command: str) -> None:
+    """Where the shell has sent the output to a file that takes no more."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dialogue", command, CHAT],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"Error: standard output: No space left on device\n")
 
 
 @pytest.mark.parametrize("command", ["types", "asyncapi"])

@@ -20,12 +20,24 @@ from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
 
-from dialogue import Dialogue, History, Identity, RoomConfig, Unauthenticated, define_event
+from dialogue import (
+    Dialogue,
+    History,
+    Identity,
+    Limits,
+    RoomConfig,
+    StreamBroken,
+    Unauthenticated,
+    define_event,
+)
 from dialogue.cli import cli
+from dialogue.client import DialogueClient, Room, Timing
 from dialogue.commands import output as terminal
+from dialogue.commands.remote import follow
 from dialogue.commands.showing import compact, json_of, printable, text_of, time_of
 from dialogue.events import Event
 
+from .client.fake import FakeConnection, FakeSocketServer, Message, until
 from .client.test_against_server import serving
 from .processes import ROOT
 
@@ -33,8 +45,9 @@ message = define_event("message", history=History(limit=3))
 alert = define_event("alert", history=History(limit=3))
 
 
-def make_dialogue(store: Any = None) -> Dialogue:
-    return Dialogue(rooms={"general": RoomConfig(name="General", events=[message, alert])}, store=store)
+def make_dialogue(store: Any = None, **options: Any) -> Dialogue:
+    rooms = {"general": RoomConfig(name="General", events=[message, alert])}
+    return Dialogue(rooms=rooms, store=store, **options)
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:
@@ -165,6 +178,10 @@ async def test_what_is_wrong_is_one_line() -> None:
         for arguments, said in [
             (("http://u:secret@127.0.0.1:1", "general"), "cannot connect to http://127.0.0.1:1: "),
             (("127.0.0.1", "general"), "is not the URL of a server"),
+            (("ftp://u:secret@127.0.0.1", "general"), "is not the URL of a server"),
+            (("http://[::1", "general"), "Invalid IPv6 URL"),
+            ((f"http://{'a' * 70}.example", "general"), "cannot connect to http://aaa"),
+            (("http://127.0.0.1:99999", "general"), "cannot connect to http://127.0.0.1:99999: "),
             ((f"{url}/elsewhere", "general", *good), "the router's base"),
             ((url, "general", "--token", "bad"), "refuses the credentials: the token is \\u001b[31mwrong"),
             ((url, "nowhere", *good), "no such room"),
@@ -177,6 +194,10 @@ async def test_what_is_wrong_is_one_line() -> None:
             assert line.startswith("Error: ")
             assert said in line
             assert "secret" not in line
+        for arguments in (("\udcff", "general"), (url, "\udcff"), (url, "general", "--event", "\udcff")):
+            status, output, errors = await run("tail", *arguments)
+            assert (status, output) == (2, "")
+            assert "this is not UTF-8" in errors
 
 
 async def test_it_follows_over_restarts_until_it_is_interrupted(tmp_path: Path) -> None:
@@ -221,6 +242,126 @@ async def test_another_log_is_shown_from_its_newest_on() -> None:
             await dialogue.trigger("general", message, "newer")
             lines += await read_lines(tail.stdout, 1)
             assert texts("\n".join(lines)) == ["old", "new", "newer"]
+
+
+def following(
+    room: Room, shown: list[Any], notes: list[str], *, after: int | None = None, is_endless: bool = True
+) -> asyncio.Task[None]:
+    """Follow a room as the command does; return the task."""
+    return asyncio.get_running_loop().create_task(
+        follow(
+            room,
+            names=[],
+            after=after,
+            lines=5,
+            is_endless=is_endless,
+            show=lambda event: shown.append(event.data),
+            note=notes.append,
+        )
+    )
+
+
+@pytest.mark.parametrize("is_endless", [False, True])
+async def test_a_log_that_is_replaced_while_its_first_lines_are_read(is_endless: bool) -> None:
+    """The reads that its cursors belong to are refused: it says what has happened, and begins with the new one."""
+    shown: list[Any] = []
+    notes: list[str] = []
+    dropping: list[asyncio.Task[None]] = []
+    async with FakeSocketServer().running() as server:
+        for n in range(5):
+            server.publish("general", "message", f"old {n}")
+        server.page_events = 2
+
+        def intercept(connection: FakeConnection, command: Message) -> bool:
+            if command["type"] != "history" or "cursor" not in command:
+                return False
+            if dropping:
+                return server.error(connection, command, "INVALID_REQUEST")
+            server.epoch = "e2"
+            server.log.clear()
+            server.publish("general", "message", "new")
+            dropping.append(asyncio.get_running_loop().create_task(server.drop()))
+            return True
+
+        server.intercept = intercept
+        async with DialogueClient(server.url, timing=Timing(backoff_seconds=0.01)) as client:
+            task = following(await client.join("general", sync=0), shown, notes, is_endless=is_endless)
+            if is_endless:
+                await until(lambda: shown)
+                server.publish("general", "message", "newer")
+                await until(lambda: len(shown) == 2)
+                task.cancel()
+                await asyncio.wait([task])
+            else:
+                with pytest.raises(StreamBroken, match="another life of the log"):
+                    await task
+        await asyncio.wait(dropping)
+    assert shown == (["new", "newer"] if is_endless else [])
+    assert notes == (["The server has another log now."] if is_endless else [])
+
+
+async def test_a_log_that_is_replaced_before_anything_has_come() -> None:
+    """Begun above the newest event it has seen none of the log of before, and goes on with the new one all the same."""
+    shown: list[Any] = []
+    notes: list[str] = []
+    async with AsyncExitStack() as stack:
+        dialogue = make_dialogue()
+        async with serving(dialogue) as port:
+            await dialogue.trigger("general", message, "old")
+            client = await stack.enter_async_context(
+                DialogueClient(f"http://127.0.0.1:{port}", timing=Timing(backoff_seconds=0.01))
+            )
+            room = await client.join("general", sync=0)
+            task = following(room, shown, notes, after=1)
+            await until(lambda: len(room._streams))
+        dialogue = make_dialogue()
+        async with serving(dialogue, port):
+            await until(lambda: notes)
+            await dialogue.trigger("general", message, "new")
+            await until(lambda: shown)
+            task.cancel()
+            await asyncio.wait([task])
+            assert (shown, notes) == (["new"], ["The server has another log now."])
+            await client.aclose()
+
+
+async def test_more_lines_than_reads_are_allowed(tmp_path: Path) -> None:
+    """It waits for its turn."""
+    limits = Limits(reads_per_second=20, reads_burst=3, page_events=2)
+    dialogue = make_dialogue(f"sqlite:///{tmp_path / 'log.db'}", limits=limits)
+    async with serving(dialogue) as port:
+        for n in range(12):
+            await dialogue.trigger("general", message, n)
+        tail = ("tail", f"http://127.0.0.1:{port}", "general", "--no-follow", "-n", "12")
+        status, output, errors = await run(*tail)
+        assert (status, texts(output), errors) == (0, [str(n) for n in range(12)], "")
+
+
+async def test_an_output_that_takes_nothing_is_told() -> None:
+    """A full disk, or none at all: one line, and status 1."""
+    dialogue = make_dialogue()
+    async with serving(dialogue) as port:
+        await dialogue.trigger("general", message, 1)
+        arguments = ("tail", f"http://127.0.0.1:{port}", "general", "--no-follow")
+        full = os.open("/dev/full", os.O_WRONLY)
+        async with process(*arguments, stdout=full) as tail:
+            os.close(full)
+            _, errors = await tail.communicate()
+        assert (tail.returncode, errors) == (1, b"Error: standard output: No space left on device\n")
+        async with process(*arguments, preexec_fn=lambda: os.close(1)) as tail:
+            _, errors = await tail.communicate()
+        assert (tail.returncode, errors) == (1, b"Error: there is no standard output\n")
+
+
+async def test_sigterm_ends_it_in_order() -> None:
+    """With the status that a shell gives it, and the server is told."""
+    dialogue = make_dialogue()
+    async with serving(dialogue) as port:
+        await dialogue.trigger("general", message, 1)
+        async with process("tail", f"http://127.0.0.1:{port}", "general") as tail:
+            await read_lines(tail.stdout, 1)
+            tail.send_signal(signal.SIGTERM)
+            assert (await tail.communicate(), tail.returncode) == ((b"", b""), 143)
 
 
 async def test_it_ends_with_its_reader() -> None:

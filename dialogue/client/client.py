@@ -32,6 +32,7 @@ from .effects import (
     Send,
     State,
     StateChanged,
+    Subscribed,
     Timing,
     Trouble,
     UnreadChanged,
@@ -56,7 +57,8 @@ def socket_url(url: str) -> str:
     parts = urlsplit(url)
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(parts.scheme)
     if scheme is None or not parts.netloc:
-        raise ValueError(f"{url!r} is not the URL of a server; write e.g. http://127.0.0.1:3000")
+        shown = "what is given" if "@" in url else repr(url)  # It may have a password in it.
+        raise ValueError(f"{shown} is not the URL of a server; write e.g. http://127.0.0.1:3000")
     return urlunsplit((scheme, parts.netloc, parts.path.rstrip("/") + "/ws", parts.query, ""))
 
 
@@ -167,6 +169,7 @@ class DialogueClient:
             ConnectionLost: The server closed with 4001 or 4002.
             TimeoutError: It took longer than *connect_timeout_seconds*; the cause is what went wrong last.
             Exception: Whatever the *auth* function raised.
+            TypeError, ValueError: The credentials are not JSON, or the URL is none.
             RuntimeError: It was called before.
         """
         if self._run_task is not None or self._is_closed:
@@ -359,7 +362,6 @@ class DialogueClient:
         if room_id in self._session.rooms:
             room = self.room(room_id)
             room._take_join(answer)
-            room._streams.narrow()
         return room
 
     async def rooms(self) -> list[RoomInfo]:
@@ -510,6 +512,8 @@ class DialogueClient:
                 # Told only while the queue takes events, so at most once per room in it and unread frame.
                 self._dispatcher.put(partial(room._calls_for_reset, answer))
                 self._notify_history(room)
+            case Subscribed(room_id, subscriptions):
+                self.room(room_id)._streams.narrow(subscriptions)
             case Left(room_id, reason):
                 room = self.room(room_id)
                 room._end(reason)

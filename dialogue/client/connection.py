@@ -150,7 +150,10 @@ class Connections:
             auth = auth()
             if inspect.isawaitable(auth):
                 auth = await auth
-        return None if auth is None else dict(auth)
+        if auth is not None:
+            auth = dict(auth)
+            msgspec.json.encode(auth)  # What is not JSON is a mistake to be told now: it would never be sent.
+        return auth
 
     def _cannot_open(self, error: Exception) -> None:
         # Most likely a mistake in the auth function or the options; nobody is served by trying it for ever.

@@ -131,6 +131,14 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Subscribed:
+    """From here on the client gets these events of a joined room, by name, or ``"*"``."""
+
+    room_id: str
+    subscriptions: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Left:
     """The server took the client out of a room, or did not let it back in; it is not rejoined."""
 
@@ -172,6 +180,7 @@ Effect = (
     | Announced
     | Joined
     | Reset
+    | Subscribed
     | Left
     | StateChanged
     | Trouble

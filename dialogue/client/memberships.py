@@ -22,6 +22,7 @@ from .effects import (
     PresenceChanged,
     Reset,
     Send,
+    Subscribed,
     is_for_the_moment,
     is_too_fast,
 )
@@ -230,7 +231,7 @@ class Memberships:
         if room is not None:
             # Joined by the server's own doing while our resume is still to come, which names the subscription.
             if ref is not None or room.is_current:
-                room.subscriptions = message["subscriptions"]
+                self._subscribed(room, message["subscriptions"])
             self._advance(room, message["seq"])
         elif self._is_leaving(room_id, ref):
             pass
@@ -260,7 +261,7 @@ class Memberships:
             self._at_once, self._refusals = RESUMES_AT_ONCE, 0
         room.resume_ref = None
         room.resume_attempts = 0
-        room.subscriptions = message["subscriptions"]
+        self._subscribed(room, message["subscriptions"])
         self._requests.send_waiting(room.room_id)
         is_recovered = bool(message.get("recovered"))
         if is_shedding and (message["events"] or not is_recovered):
@@ -280,8 +281,14 @@ class Memberships:
         """Take in the answer to a change of a room's subscription."""
         room = self.get(room_id)
         if room is not None:
-            room.subscriptions = message["subscriptions"]
+            self._subscribed(room, message["subscriptions"])
             self._advance(room, message.get("seq"))
+
+    def _subscribed(self, room: RoomState, subscriptions: Any) -> None:
+        # Told each time: one that is narrowed and widened again has left out what came between.
+        if subscriptions != room.subscriptions:
+            room.subscriptions = subscriptions
+            self._emit(Subscribed(room.room_id, subscriptions))
 
     def _advance(self, room: RoomState, seq: int | None) -> None:
         # Everything of the subscription up to here came before this answer, unless some was left out.

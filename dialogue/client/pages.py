@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from dialogue.events import Event
+import msgspec
+
+from dialogue.events import Event, WireEvent
 
 T = TypeVar("T")
 
@@ -51,6 +53,21 @@ class Page(Generic[T]):
     previous: str | None
     gap: Gap | None
     epoch: str | None
+
+    @classmethod
+    def from_wire(
+        cls, answer: Mapping[str, Any], make_event: Callable[[WireEvent, str | None], Event[Any]]
+    ) -> Page[Any]:
+        """Return what the answer to a read says, with events as *make_event* makes them of an epoch."""
+        epoch, gap = answer.get("epoch"), answer.get("gap")
+        return Page(
+            events=[make_event(wire, epoch) for wire in msgspec.convert(answer["events"], list[WireEvent])],
+            has_more=bool(answer.get("has_more")),
+            next=answer.get("next"),
+            previous=answer.get("previous"),
+            gap=None if not gap else Gap(gap.get("from_seq"), gap.get("through_seq"), str(gap.get("reason"))),
+            epoch=epoch,
+        )
 
 
 @dataclass(frozen=True, slots=True)

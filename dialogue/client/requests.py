@@ -105,7 +105,13 @@ class Requests:
 
         Raises:
             Backpressure: Too many wait for their answers.
+            TypeError, ValueError: It is not JSON; a name with a lone surrogate is not, say.
         """
+        # Kept, one that cannot be sent would end each connection to come.
+        try:
+            msgspec.json.encode(command)
+        except UnicodeEncodeError as error:
+            raise ValueError(f"a name or an option is not text that JSON can have: {error}") from None
         is_trigger = command["type"] in PUBLISHES
         limit = self._max_pending_triggers if is_trigger else self._max_pending_requests
         count = self._pending_triggers if is_trigger else len(self._by_ref) - self._pending_triggers

@@ -16,7 +16,7 @@ from dialogue.events import Ack, Event, WireEvent
 
 from .effects import READ_PAUSE_SECONDS
 from .encoding import ack_of, check_size, encode_data, new_key
-from .handlers import Calls, Handler, Handlers, Unsubscribe
+from .handlers import Calls, Handlers, Unsubscribe
 from .pages import Gap, Page, Presence, PresenceChange
 from .stream import Stream
 from .streams import Streams
@@ -59,10 +59,9 @@ class Room:
         self._events = Handlers()
         self._notices = Handlers()
         self._types: dict[str, EventType[Any]] = {}
-        self._timelines: list[Timeline] = []
-        self._changed_timelines: dict[Timeline, None] = {}
+        self._timelines: list[Timeline[Any]] = []
         self._typings: dict[Typing, str] = {}
-        self._changed_typings: dict[Typing, None] = {}
+        self._changed: set[Timeline[Any] | Typing] = set()
         self._own_typing: dict[str, OwnTyping] = {}
         self._newest_seq = 0
         self._end_reason: str | None = None
@@ -249,7 +248,7 @@ class Room:
         typing = Typing(
             seconds=seconds,
             own_user=lambda: self._client.user_id,
-            notify=self._notify_typing,
+            notify=self._notify_changed,
             on_close=self._drop_typing,
         )
         self._typings[typing] = self._name(event)
@@ -457,23 +456,24 @@ class Room:
         be read to its end in a handler of the same client: that would hold up all the others.
 
         Args:
-            events: One event, or several; None for all that the subscription has, changes (``$edit``, ``$delete``)
-                included. With names, changes are yielded only if they are named, too. Events that were changed
-                before they are read come as they are by then.
+            events: One event, or several; None or ``"*"`` for all that the subscription has, changes (``$edit``,
+                ``$delete``) included. With names, changes are yielded only if they are named, too. Events that were
+                changed before they are read come as they are by then.
             after: The seq to begin above (exclusive); 0 for the beginning of the room, None for what comes after what
                 the join has brought and handlers were called with.
             epoch: The life of the log that *after* is of (`Event.epoch`), if it was kept along with it.
             follow: Whether to go on with live events; otherwise it ends with the newest one.
             page_size: Events that are read at a time, of each name; the server may send fewer.
             max_buffered_events: Live events that may wait to be read; past that they are read again by pages.
-            on_gap: Called with each part that is gone for good, before the stream goes on behind it; without it that
-                is raised.
+            on_gap: Called (it may be a coroutine function) with each part that is gone for good, before the stream goes
+                on behind it; without it that is raised.
 
         Raises:
             NotJoined: The room is not joined.
             StreamBroken: *epoch* is not that of the room, or the subscription does not have all of *events*. What
                 comes later is raised by the iterator: see `Stream.__anext__`.
-            ValueError: A number is too small, there is an *epoch* without *after*, or an event type is not recorded.
+            ValueError: A number is too small, *events* are none, there is an *epoch* without *after*, or an event type
+                is not recorded.
         """
         return self._streams.open(
             self._names_of(events),
@@ -486,17 +486,29 @@ class Room:
             on_gap=on_gap,
         )
 
+    @overload
+    def timeline(
+        self, events: EventType[T], *, page_size: int = 50, max_live_events: int = 10_000
+    ) -> Timeline[T]: ...
+    @overload
+    def timeline(
+        self,
+        events: str | Iterable[str | EventType[Any]] | None = None,
+        *,
+        page_size: int = 50,
+        max_live_events: int = 10_000,
+    ) -> Timeline[Any]: ...
     def timeline(
         self,
         events: str | EventType[Any] | Iterable[str | EventType[Any]] | None = None,
         *,
         page_size: int = 50,
         max_live_events: int = 10_000,
-    ) -> Timeline:
+    ) -> Timeline[Any]:
         """Return a list of live events and older pages without holes or duplicates; `load_older` fills it.
 
         Args:
-            events: One event, several, or None for all that are recorded.
+            events: One event, several, or None (or ``"*"``) for all that are recorded.
             page_size: Events that one `load_older` reads.
             max_live_events: Bound of what comes live; see `Timeline`.
         """
@@ -506,11 +518,11 @@ class Room:
         async def fetch(cursor: str | None, before: int | None) -> Page[Any]:
             return await self.page(only, cursor=cursor, before=before, limit=page_size)
 
-        timeline = Timeline(
+        timeline: Timeline[Any] = Timeline(
             fetch=fetch,
             names=names,
             max_live_events=max_live_events,
-            notify=self._notify_timeline,
+            notify=self._notify_changed,
             on_close=self._drop_timeline,
         )
         self._timelines.append(timeline)
@@ -536,7 +548,6 @@ class Room:
         await self._request(
             lambda session: session.subscribe(self.room_id, self._names(events), is_adding=False)
         )
-        self._streams.narrow()
 
     async def leave(self) -> None:
         """Leave the room: no handler is called with an event of it any more, and timelines are closed.
@@ -589,26 +600,16 @@ class Room:
     ) -> frozenset[str] | None:
         if events is None:
             return None
-        return frozenset(
-            self._name(event) for event in ([events] if isinstance(events, str | EventType) else events)
-        )
+        items = [events] if isinstance(events, str | EventType) else events
+        names = frozenset(map(self._name, items))
+        return None if _ANY in names else names
 
     def _event(self, wire: WireEvent, epoch: str | None) -> Event[Any]:
         return Event.from_wire(wire, epoch=epoch, event_type=self._types.get(wire.event))
 
     async def _page(self, fields: dict[str, Any]) -> Page[Any]:
         command = {"type": "history", "room": self.room_id, **fields}
-        answer = await self._request(lambda session: session.read(command))
-        epoch = answer.get("epoch")
-        gap = answer.get("gap")
-        return Page(
-            events=[self._event(wire, epoch) for wire in msgspec.convert(answer["events"], list[WireEvent])],
-            has_more=bool(answer.get("has_more")),
-            next=answer.get("next"),
-            previous=answer.get("previous"),
-            gap=None if not gap else Gap(gap.get("from_seq"), gap.get("through_seq"), str(gap.get("reason"))),
-            epoch=epoch,
-        )
+        return Page.from_wire(await self._request(lambda session: session.read(command)), self._event)
 
     def _take_join(self, answer: dict[str, Any]) -> None:
         self.is_joined = True
@@ -662,20 +663,19 @@ class Room:
             timeline.close()
         self._close_typings()
 
-    def _drop_timeline(self, timeline: Timeline) -> None:
+    def _drop_timeline(self, timeline: Timeline[Any]) -> None:
         if timeline in self._timelines:
             self._timelines.remove(timeline)
 
-    def _notify_timeline(self, timeline: Timeline) -> None:
-        if timeline not in self._changed_timelines:
-            self._changed_timelines[timeline] = None
-            # At most one entry per timeline waits, so no bound is needed.
-            self._client._dispatcher.put(partial(self._calls_for_timeline, timeline))
+    def _notify_changed(self, what: Timeline[Any] | Typing) -> None:
+        if what not in self._changed:
+            self._changed.add(what)
+            # At most one entry for each waits, so no bound is needed.
+            self._client._dispatcher.put(partial(self._calls_for_changed, what))
 
-    def _calls_for_timeline(self, timeline: Timeline) -> Calls:
-        self._changed_timelines.pop(timeline, None)
-        calls: list[tuple[Handler, tuple[Any, ...]]] = [(fn, ()) for fn in timeline.changed()]
-        return calls
+    def _calls_for_changed(self, what: Timeline[Any] | Typing) -> Calls:
+        self._changed.discard(what)
+        return [(fn, ()) for fn in what.changed()]
 
     def _drop_typing(self, typing: Typing) -> None:
         self._typings.pop(typing, None)
@@ -683,16 +683,6 @@ class Room:
     def _close_typings(self) -> None:
         for typing in list(self._typings):
             typing.close()
-
-    def _notify_typing(self, typing: Typing) -> None:
-        if typing not in self._changed_typings:
-            self._changed_typings[typing] = None
-            # At most one entry per tracker waits, so no bound is needed.
-            self._client._dispatcher.put(partial(self._calls_for_typing, typing))
-
-    def _calls_for_typing(self, typing: Typing) -> Calls:
-        self._changed_typings.pop(typing, None)
-        return [(fn, ()) for fn in typing.changed()]
 
     def __repr__(self) -> str:
         return f"<Room {self.room_id!r}{'' if self.is_joined else ' (not joined)'}>"

@@ -124,6 +124,8 @@ class Session:
         self._last_heard: float | None = None
         self._paused_pong_at: float | None = None
         self._ended: DialogueError | None = None
+        # Changes of a subscription that were sent on this connection and then cancelled, by ref, with the room's id.
+        self._unheard: dict[int, str | None] = {}
 
     # ---- the shell's side
 
@@ -203,6 +205,7 @@ class Session:
         was_connected = self.state == "connected"
         self._connect_ref = self._greeting_until = self._last_heard = self._paused_pong_at = None
         self.client_id = None
+        self._unheard.clear()
         if code in FINAL_CLOSE_CODES and not (was_connected and code == CLOSE_UNAUTHENTICATED):
             self._end(ConnectionLost(code, reason))
             return
@@ -376,8 +379,13 @@ class Session:
         return self._request(dict(command))
 
     def cancel(self, ref: int) -> None:
-        """Nobody waits for this request any more: it is not sent again. A sent trigger may yet be recorded."""
+        """Nobody waits for this request any more: it is not sent again. What was sent may yet be done."""
+        request = self._requests.get(ref)
+        if request is None or (request.kind == "leave" and request.is_sent):
+            return  # While a leave is on its way a join made before it may be answered: see `Memberships`.
         self._requests.pop(ref)
+        if request.kind in ("subscribe", "unsubscribe") and request.is_sent:
+            self._unheard[ref] = request.room_id
 
     # ---- requests
 
@@ -479,9 +487,12 @@ class Session:
         self._requests.send_waiting()
 
     def _take_answer(self, message: dict[str, Any]) -> None:
-        request = self._requests.resolve(message.get("ref"), message)
+        ref = message.get("ref")
+        request = self._requests.resolve(ref, message)
         if request is not None and request.kind in ("subscribe", "unsubscribe"):
             self._memberships.take_subscription(message, request.room_id)
+        elif isinstance(ref, int) and ref in self._unheard:
+            self._memberships.take_subscription(message, self._unheard.pop(ref))
 
     def _take_error(self, message: dict[str, Any], now: float) -> None:
         error = command_error(
@@ -506,6 +517,8 @@ class Session:
             # An answer to a cancelled request concerns nobody.
             if ref is None:
                 self._emit(Trouble(error))
+            elif isinstance(ref, int):
+                self._unheard.pop(ref, None)
             return
         room = self._memberships.get(request.room_id)
         if isinstance(error, NotJoined) and room is not None and room.is_suspended:

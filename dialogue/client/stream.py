@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import random
 from collections import deque
@@ -48,7 +49,10 @@ class Stream(Generic[T]):
     It holds a cursor, at most one page for each of its events, and at most *max_buffered_events* that came live and
     are not read yet. When more come than that, the buffer is dropped, and the events are read again by pages: a slow
     reader holds up neither this client's handlers nor the server. No task belongs to it, and the room keeps it only
-    for as long as someone else does: a loop that was broken out of leaves nothing behind.
+    while its next event is waited for, or for as long as someone else does: a loop that was broken out of leaves
+    nothing behind, and a task that nobody holds is not collected while it waits.
+
+    Only where the queue of handlers is full, and the client reads nothing more, are there no live events for it either.
 
     How it stays exact: live events are collected from a moment on, and only then are pages read, up to the seq of
     that moment; what is above it is in the buffer. If something was lost from the buffer meanwhile, all that begins
@@ -62,10 +66,11 @@ class Stream(Generic[T]):
         follow: Whether to go on with live events; otherwise it ends with the newest one.
         page_size: Events that are asked for at a time, of each of *names*.
         max_buffered_events: See above; at least 1.
-        on_gap: Told of what cannot be read any more; None to raise it.
+        on_gap: Told of what cannot be read any more, once more if that is cancelled or fails; None to raise it.
         fetch: Reads pages of *epoch*.
         position: Returns the seq up to which (included) live events were given to `receive`.
         timing: How long to wait where a read failed for the moment.
+        waiting: The streams whose next event is waited for; kept by the room.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Stream(Generic[T]):
         fetch: Fetch,
         position: Callable[[], int],
         timing: Timing,
+        waiting: set[Stream[Any]],
     ) -> None:
         self.room_id = room_id
         self.names = names
@@ -96,6 +102,7 @@ class Stream(Generic[T]):
         self._fetch = fetch
         self._position = position
         self._timing = timing
+        self._waiting = waiting
         # What came live; None while nothing is collected, or when something that belongs in it was lost.
         self._buffer: deque[Event[Any]] | None = None
         # What is read by pages; None while the buffer continues what was yielded.
@@ -107,6 +114,8 @@ class Stream(Generic[T]):
         self._has_news = asyncio.Event()
         self._ended = asyncio.Event()
         self._error: Exception | None = None
+        # Why it cannot go on; where it ended is known when what was received before is read.
+        self._broken: str | None = None
         self._is_reading = False
         if follow and after >= position():
             self._buffer = deque()
@@ -119,6 +128,9 @@ class Stream(Generic[T]):
     @property
     def error(self) -> Exception | None:
         """What it has ended with, or will once everything that was received is read; None for nothing."""
+        if self._broken is not None:
+            resume_after = None if self._broken == "epoch" else self._cursor
+            return StreamBroken(self.room_id, self._broken, after=self._cursor, resume_after=resume_after)
         return self._error
 
     def __aiter__(self) -> Stream[T]:
@@ -146,13 +158,14 @@ class Stream(Generic[T]):
         try:
             while (event := self._take()) is None:
                 if self._ended.is_set():
-                    if self._error is None:
-                        raise StopAsyncIteration
-                    raise self._error
+                    raise self.error or StopAsyncIteration
+                # A task that waits is kept by what it waits for, which is this: the two would be collected together.
+                self._waiting.add(self)
                 await self._advance()
             return event
         finally:
             self._is_reading = False
+            self._waiting.discard(self)
 
     async def aclose(self) -> None:
         """End: the next event is asked for in vain, also by who waits for it already. May be called twice."""
@@ -162,8 +175,8 @@ class Stream(Generic[T]):
 
     def receive(self, event: Event[Any]) -> None:
         """Take in a live or resumed event; never waits."""
-        if self._buffer is None or event.seq is None or not self._yields(event):
-            return
+        if self._buffer is None or event.seq is None or self._ended.is_set() or not self._yields(event):
+            return  # Of what has ended nobody knows what is missing before it.
         if len(self._buffer) < self._max_buffered_events:
             self._buffer.append(event)
         else:
@@ -172,8 +185,10 @@ class Stream(Generic[T]):
 
     def interrupt(self, epoch: str) -> None:
         """Take in that live events were lost; they may be read by pages, if *epoch* is still the same."""
+        if self._ended.is_set():
+            return
         if epoch != self.epoch:
-            self.finish(StreamBroken(self.room_id, "epoch", after=self._cursor, resume_after=None))
+            self._break("epoch")
         else:
             self._buffer = None
             self._has_news.set()
@@ -181,19 +196,25 @@ class Stream(Generic[T]):
     def narrow(self, subscriptions: Any) -> None:
         """Take in what the room is subscribed to now: what is not told any more cannot be followed."""
         if subscriptions != "*" and (self.names is None or not self.names <= CHANGES.union(subscriptions)):
-            self.finish(
-                StreamBroken(self.room_id, "unsubscribed", after=self._cursor, resume_after=self._cursor)
-            )
+            self._break("unsubscribed")
 
     def finish(self, error: Exception | None) -> None:
         """End with *error*, after what was received before; or, with None, at once. The first call counts."""
         if self._ended.is_set():
             return
         self._error = error
-        self._ended.set()
-        self._has_news.set()
+        self._end()
         if error is None:
             self._buffer, self._sources = None, None
+
+    def _break(self, reason: str) -> None:
+        if not self._ended.is_set():
+            self._broken = reason
+            self._end()
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._has_news.set()
 
     # ---- reading
 
@@ -256,7 +277,9 @@ class Stream(Generic[T]):
                 error = StreamBroken(self.room_id, gap.reason, after=self._cursor, resume_after=through)
                 self.finish(error)
                 return
-            self._on_gap(Gap(gap.from_seq, through, gap.reason))
+            told = self._on_gap(Gap(gap.from_seq, through, gap.reason))
+            if inspect.isawaitable(told):
+                await told
         for event in page.events:
             if event.seq is not None and self._cursor < event.seq <= self._pages_through:
                 source.events.append(event)
@@ -277,7 +300,7 @@ class Stream(Generic[T]):
             return
         newest = max((event.seq or 0 for event in page.events), default=0)
         if max(newest, self._position()) < self._cursor:
-            self.finish(StreamBroken(self.room_id, "epoch", after=self._cursor, resume_after=None))
+            self._break("epoch")
         self._is_ahead = False
 
     async def _page(

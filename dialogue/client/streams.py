@@ -28,6 +28,8 @@ class Streams:
         self._room = room
         # Kept alive by those who read them: a loop that is broken out of takes its stream along.
         self._streams: weakref.WeakSet[Stream[Any]] = weakref.WeakSet()
+        # Those whose readers wait.
+        self._waiting: set[Stream[Any]] = set()
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -59,6 +61,8 @@ class Streams:
                 raise ValueError(f"{name} is at least {least}, not {value}")
         if epoch is not None and after is None:
             raise ValueError("an epoch goes along with an 'after'")
+        if names is not None and not names:
+            raise ValueError("no events are named: None is for all of them")
         for name in sorted(names or ()):
             event_type = room._types.get(name)
             if event_type is not None and event_type.history is None:
@@ -86,6 +90,7 @@ class Streams:
             fetch=partial(self._fetch, state.epoch),
             position=lambda: state.cursor,
             timing=session.timing,
+            waiting=self._waiting,
         )
         stream.narrow(state.subscriptions)
         if stream.error is not None:
@@ -120,12 +125,10 @@ class Streams:
         for stream in list(self._streams):
             stream.interrupt(epoch)
 
-    def narrow(self) -> None:
-        """Pass on that the subscription may be another one."""
-        state = self._room._client._session.rooms.get(self._room.room_id)
-        if state is not None:
-            for stream in list(self._streams):
-                stream.narrow(state.subscriptions)
+    def narrow(self, subscriptions: Any) -> None:
+        """Pass on what the subscription is from now on."""
+        for stream in list(self._streams):
+            stream.narrow(subscriptions)
 
     def end(self, error: Exception | None) -> None:
         """End them all; see `Stream.finish`."""

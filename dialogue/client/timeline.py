@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dialogue.events import ERASED_USER, Event
 
 from .handlers import Handler, Handlers, Unsubscribe
 from .pages import Gap, Page
 
+T = TypeVar("T")
+
 Fetch = Callable[[str | None, int | None], Awaitable[Page[Any]]]
 
 _CHANGES_LIMIT = 1000
 
 
-class Timeline:
+class Timeline(Generic[T]):
     """A room's history as a list that grows at both ends; made by `Room.timeline`.
 
     Live events come in from the moment it is made, which is before its first page is read: what happens meanwhile
@@ -26,8 +28,10 @@ class Timeline:
     in pages only. After `Room.on_reset` it begins again with the newest page. Edits and deletions are applied to
     the entries that they concern.
 
-    Bounds: it holds what `load_older` has read and the newest *max_live_events* of what came live besides; past
-    that the oldest entries leave the list, and `load_older` brings them back.
+    What was missed where a resume could not bring all is not shown as a hole, as in dialogue.js: the list begins again.
+
+    Bounds: it holds what `load_older` has read (without a bound of its own) and the newest *max_live_events* of what
+    came live besides; past that the oldest entries leave the list, and `load_older` brings them back.
 
     Args:
         fetch: Reads the page for a cursor (or the newest one) that ends before a seq (exclusive, or None).
@@ -43,8 +47,8 @@ class Timeline:
         fetch: Fetch,
         names: frozenset[str] | None,
         max_live_events: int,
-        notify: Callable[[Timeline], None],
-        on_close: Callable[[Timeline], None],
+        notify: Callable[[Timeline[Any]], None],
+        on_close: Callable[[Timeline[Any]], None],
     ) -> None:
         self._fetch = fetch
         self._names = names
@@ -67,7 +71,7 @@ class Timeline:
         self._changes: dict[int, Event[Any]] = {}
 
     @property
-    def entries(self) -> list[Event[Any]]:
+    def entries(self) -> list[Event[T]]:
         """The events, oldest first, newest at the end; a new list. Rows without seq keep their pages' order."""
         return list(self._entries)
 

@@ -14,7 +14,7 @@ from ..errors import CommandError, DialogueError
 from ..events import Event
 from .common import out
 from .output import ending_with_its_reader, run_to_its_end
-from .remote import RoomId, Token, Url, connected, follow
+from .remote import RoomId, Token, Url, connected, follow, is_text
 from .screen import Pipe, Screen, Terminal
 from .showing import printable, text_of, time_of
 
@@ -25,6 +25,7 @@ cli = typer.Typer()
 
 _HELP = "/users shows who is there, /quit ends (so do Ctrl-C and Ctrl-D), //text sends /text"
 _NAMES_SHOWN = 10
+_CHARACTERS_SHOWN = 200
 _RETRY_SECONDS = 1.0
 _WAITING_LINES = 100
 
@@ -44,16 +45,21 @@ def chat(
         str | None,
         typer.Option(
             help="Who to be, where the server lets clients say so; by default the name of your login.",
+            callback=is_text,
             show_default=False,
         ),
     ] = None,
     token: Token = None,
-    event: Annotated[str, typer.Option(help="The event that a message is.")] = "message",
-    field: Annotated[str, typer.Option(help="The field of its data that has the text.")] = "text",
+    event: Annotated[str, typer.Option(help="The event that a message is.", callback=is_text)] = "message",
+    field: Annotated[
+        str, typer.Option(help="The field of its data that has the text.", callback=is_text)
+    ] = "text",
     field_user: Annotated[
         str | None,
         typer.Option(
-            help="A field of its data that has the sender's name, if there is one.", show_default=False
+            help="A field of its data that has the sender's name, if there is one.",
+            callback=is_text,
+            show_default=False,
         ),
     ] = None,
     lines: Annotated[
@@ -142,6 +148,7 @@ class Conversation:
                 is_endless=True,
                 show=self._show,
                 note=self._screen.note,
+                on_another_log=self._on_another_log,
             )
         )
         tasks = [following, asyncio.create_task(self._send_all()), asyncio.create_task(self._read())]
@@ -168,6 +175,11 @@ class Conversation:
             (text_of(event, field=self._field), ""),
         )
         self._shown_seq = max(self._shown_seq, event.seq or 0)
+        self._has_shown.set()
+
+    def _on_another_log(self) -> None:
+        # What was sent to the one of before is waited for no more.
+        self._sent_seq = self._shown_seq = 0
         self._has_shown.set()
 
     def _on_presence(self, change: PresenceChange) -> None:
@@ -226,14 +238,14 @@ class Conversation:
                 ack = await self._room.trigger(self._event, {**self._data, self._field: text}, key=key)
             except CommandError as error:
                 is_passing = error.code in ("RATE_LIMITED", "BACKPRESSURE", "STORE_UNAVAILABLE")
-                why = f"{printable(str(error))}{_details(error)}"
+                why = f"{_shortened(text)} ({printable(str(error))}{_details(error)})"
                 if not is_passing:
                     self.failed_count += 1
-                    self._screen.note(f"Not sent: {printable(text)} ({why})")
+                    self._screen.note(f"{'Perhaps not' if error.is_outcome_unknown else 'Not'} sent: {why}")
                     return
                 if not is_told:
                     is_told = True
-                    self._screen.note(f"Not sent yet, trying again: {printable(text)} ({why})")
+                    self._screen.note(f"Not sent yet, trying again: {why}")
                 # The same key: if an earlier try was recorded after all, this one is not.
                 await asyncio.sleep(error.retry_after_seconds or _RETRY_SECONDS)
             else:
@@ -253,6 +265,11 @@ def _details(error: CommandError) -> str:
     found = [detail for detail in error.details or () if isinstance(detail, dict)]
     said = [f"{'.'.join(map(str, detail.get('loc', ())))}: {detail.get('msg', '')}" for detail in found]
     return printable(f": {'; '.join(said)}") if said else ""
+
+
+def _shortened(text: str) -> str:
+    more = len(text) - _CHARACTERS_SHOWN
+    return printable(text[:_CHARACTERS_SHOWN]) + (f"… and {more} characters more" if more > 0 else "")
 
 
 def _list(users: list[str], count: int | None = None) -> str:

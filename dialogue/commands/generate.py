@@ -14,6 +14,7 @@ import typer
 from .. import __version__
 from ..errors import DialogueError
 from .common import fail, load, out
+from .output import telling_what_fails
 
 cli = typer.Typer()
 
@@ -166,7 +167,11 @@ def _give(
     if output is None:
         if is_check:
             raise typer.BadParameter("--check needs --output: what is to be compared?")
-        typer.echo(text, nl=False)
+        try:
+            with telling_what_fails():
+                typer.echo(text, nl=False)
+        except DialogueError as error:
+            fail(error)
         return
     try:
         old = _read(output)

@@ -15,6 +15,8 @@ from ..errors import (
     CommandError,
     ConnectionLost,
     DialogueError,
+    InvalidRequest,
+    RateLimited,
     StoreUnavailable,
     StreamBroken,
     Unauthenticated,
@@ -29,21 +31,37 @@ CONNECT_SECONDS = 10.0
 """How long the first connection may take."""
 
 _PAGE_EVENTS = 200
+_PAUSE_SECONDS = 1.0
+
+
+def is_text(value: Any) -> Any:
+    """Return the value of an option or an argument, which is UTF-8."""
+    # Other bytes of a command line are halves of surrogate pairs, which JSON has not.
+    try:
+        "".join([value] if isinstance(value, str) else value or ()).encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("this is not UTF-8") from None
+    return value
+
 
 Url = Annotated[
     str,
     typer.Argument(
         metavar="URL",
         help="The router's base, e.g. http://127.0.0.1:3000 or https://example.org/dialogue.",
+        callback=is_text,
         show_default=False,
     ),
 ]
-RoomId = Annotated[str, typer.Argument(metavar="ROOM", help="The room's id.", show_default=False)]
+RoomId = Annotated[
+    str, typer.Argument(metavar="ROOM", help="The room's id.", callback=is_text, show_default=False)
+]
 Token = Annotated[
     str | None,
     typer.Option(
         envvar="DIALOGUE_TOKEN",
         help="What the server's authenticate hook gets as auth['token']; better kept in DIALOGUE_TOKEN.",
+        callback=is_text,
         show_default=False,
         show_envvar=False,
     ),
@@ -101,7 +119,7 @@ async def _connect(client: DialogueClient) -> None:
         await connecting
     except Unauthenticated as error:
         raise DialogueError(f"{where} refuses the credentials: {printable(str(error))}") from None
-    except (CommandError, ConnectionLost, TimeoutError) as error:
+    except (CommandError, ConnectionLost, TimeoutError, TypeError, ValueError) as error:
         raise DialogueError(f"cannot connect to {where}: {printable(str(error))}") from None
     finally:
         stop()
@@ -139,10 +157,13 @@ def _noting(note: Note) -> Callable[[str], None]:
     return on_state
 
 
-async def newest(room: Room, names: Sequence[str], count: int) -> list[Event[Any]]:
+async def newest(room: Room, names: Sequence[str], count: int, *, epoch: str) -> list[Event[Any]]:
     """Return the newest *count* events of these names (none: of all), oldest first.
 
+    Where the server finds it too fast, it waits.
+
     Raises:
+        StreamBroken: The log is not that of *epoch* any more.
         StoreUnavailable: Some of them cannot be read now.
         CommandError, ConnectionLost: As `Room.page`.
     """
@@ -152,7 +173,13 @@ async def newest(room: Room, names: Sequence[str], count: int) -> list[Event[Any
         events: list[Event[Any]] = []
         cursor: str | None = None
         while len(events) < count:
-            page = await room.page(name, cursor=cursor, limit=min(_PAGE_EVENTS, count - len(events)))
+            try:
+                page = await room.page(name, cursor=cursor, limit=min(_PAGE_EVENTS, count - len(events)))
+            except RateLimited as error:
+                await asyncio.sleep(max(error.retry_after_seconds or 0.0, _PAUSE_SECONDS))
+                continue
+            if page.epoch != epoch:
+                raise StreamBroken(room.room_id, "epoch", after=0, resume_after=None)
             events[:0] = page.events
             if page.gap is not None and page.gap.is_for_the_moment:
                 raise StoreUnavailable("a part of the history cannot be read now")
@@ -176,6 +203,7 @@ async def follow(
     is_endless: bool,
     show: Callable[[Event[Any]], None],
     note: Note,
+    on_another_log: Callable[[], None] = lambda: None,
 ) -> None:
     """Show a room's events, and those to come, each once and in order.
 
@@ -190,6 +218,7 @@ async def follow(
         is_endless: Whether to go on with what is to come.
         show: Called with each event.
         note: Told of what is lost.
+        on_another_log: Called when seqs of before mean nothing any more.
 
     Raises:
         StreamBroken, StoreUnavailable, CommandError, ConnectionLost: As `Room.stream` and `newest`.
@@ -201,16 +230,20 @@ async def follow(
 
     wanted = [*names, *live_names] or None
     epoch: str | None = None
+    broken: StreamBroken | None = None
     while True:
         # Before the read: what comes meanwhile is in one of the two, or in both.
         stream = room.stream(wanted, after=after, follow=is_endless, on_gap=on_gap)
-        if stream.epoch == epoch:
-            raise StreamBroken(room.room_id, "epoch", after=stream.cursor, resume_after=None)
+        if broken is not None:
+            if stream.epoch == epoch:
+                raise broken  # It began above all there is: a mistake, and no other log.
+            note("The server has another log now.")
+            on_another_log()
         epoch = stream.epoch
         shown_through = 0
         try:
             if after is None:
-                for event in await newest(room, names, lines):
+                for event in await newest(room, names, lines, epoch=stream.epoch):
                     show(event)
                     shown_through = max(shown_through, event.seq or 0)
                 if not is_endless:
@@ -219,9 +252,11 @@ async def follow(
                 if (event.seq or 0) > shown_through:
                     show(event)
             return
-        except StreamBroken as error:
-            # Above all there is: a mistake, and no other log.
-            if error.reason != "epoch" or not is_endless or error.after == after:
+        except (StreamBroken, InvalidRequest) as error:
+            # A cursor of a log that is not there any more is refused; the stream knows that this is why.
+            cause = error if isinstance(error, StreamBroken) else stream.error
+            if not isinstance(cause, StreamBroken) or cause.reason != "epoch":
                 raise
-            note("The server has another log now.")
-            after = None
+            if not is_endless:
+                raise cause from None
+            broken, after = cause, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +13,8 @@ from .output import note, show
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 OnTyping = Callable[[bool], Coroutine[Any, Any, None]]
 
@@ -135,7 +138,8 @@ class Terminal:
         try:
             with patch_stdout(), suppress(EOFError, KeyboardInterrupt):
                 while True:
-                    yield await self._session.prompt_async()
+                    # Bytes that are no UTF-8 come as halves of surrogate pairs.
+                    yield _SURROGATES.sub("\ufffd", await self._session.prompt_async())
         finally:
             self._session.default_buffer.on_text_changed -= on_text
             for task in self._tasks:

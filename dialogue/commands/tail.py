@@ -8,7 +8,7 @@ import typer
 
 from ..events import Event
 from .output import ending_with_its_reader, note, run_to_its_end, show, write
-from .remote import RoomId, Token, Url, connected, follow
+from .remote import RoomId, Token, Url, connected, follow, is_text
 from .showing import json_of, printable, text_of, time_of
 
 cli = typer.Typer()
@@ -20,7 +20,9 @@ def tail(
     room: RoomId,
     user: Annotated[
         str | None,
-        typer.Option(help="Who to be, where the server lets clients say so.", show_default=False),
+        typer.Option(
+            help="Who to be, where the server lets clients say so.", callback=is_text, show_default=False
+        ),
     ] = None,
     token: Token = None,
     after: Annotated[
@@ -34,7 +36,9 @@ def tail(
     ] = 20,
     event: Annotated[
         list[str] | None,
-        typer.Option(help="Only events of this name; may be given several times.", show_default=False),
+        typer.Option(
+            help="Only events of this name; may be given several times.", callback=is_text, show_default=False
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print each event as one line of JSON.")] = False,
     no_follow: Annotated[

@@ -705,6 +705,26 @@ async def test_auth_is_asked_for_at_every_connection(server: FakeSocketServer) -
         await until(lambda: client.user_id == "ann3")
 
 
+async def test_credentials_that_are_not_json_are_a_mistake(server: FakeSocketServer) -> None:
+    """Told at once, and not tried for ever without being sent."""
+    for token in ("\udcff", object()):
+        with pytest.raises((TypeError, ValueError)):
+            async with make(server, auth={"token": token}):
+                pass
+    assert server.accepted_count == 0
+
+
+async def test_names_that_are_not_text_are_told_to_the_caller(server: FakeSocketServer) -> None:
+    """The connection and whatever else goes over it are not touched."""
+    async with make(server) as client:
+        room = await client.join(ROOM)
+        for call in (client.join("\udcff"), room.trigger("\udcff", 1), room.page("\udcff")):
+            with pytest.raises(ValueError, match="not text"):
+                await call
+        await room.trigger("message", 1)
+    assert server.accepted_count == 1
+
+
 async def test_an_auth_function_that_fails_at_first_is_raised(server: FakeSocketServer) -> None:
     """A mistake in it is not retried for ever."""
 

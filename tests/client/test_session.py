@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from dialogue.client.effects import (
     Resolved,
     Send,
     StateChanged,
+    Subscribed,
     Timing,
     Trouble,
     UnreadChanged,
@@ -454,6 +456,58 @@ def test_a_paused_reader_says_that_it_lives_and_is_not_taken_for_deaf(joined: Li
     joined.session.tick(joined.now)
     joined.apply()
     assert joined.all_of(DropConnection) == []
+
+
+def test_a_cancelled_change_of_a_subscription_is_taken_in(joined: Link) -> None:
+    """What the server does all the same is known, also when it refuses it, and undone by a resume when it is not."""
+    for is_adding, expected in ((False, []), (True, ["message"])):
+        ref = joined.session.subscribe(ROOM, ["message"] if is_adding else "*", is_adding=is_adding)
+        joined.apply()
+        joined.session.cancel(ref)
+        joined.settle()
+        assert joined.session.rooms[ROOM].subscriptions == expected
+    assert [effect.subscriptions for effect in joined.all_of(Subscribed)] == [[], ["message"]]
+    joined.session.cancel(joined.session.subscribe(ROOM, "*"))
+    joined.apply()
+    joined.lose()
+    joined.settle()
+    assert joined.connection is not None
+    assert joined.connection.subscriptions[ROOM] == joined.session.rooms[ROOM].subscriptions == ["message"]
+    refused = joined.session.subscribe("elsewhere", ["message"])
+    joined.apply()
+    joined.session.cancel(refused)
+    joined.settle()
+    assert joined.session._unheard == {}
+    assert joined.resolved.keys().isdisjoint([ref, refused])
+
+
+def test_a_cancelled_leave_is_a_leave(link: Link) -> None:
+    """A join made before it that is answered after it lets nobody in."""
+    link.settle()
+    link.join()
+    leave = link.session.leave(ROOM)
+    link.apply()
+    link.session.cancel(leave)
+    link.settle()
+    assert link.connection is not None
+    assert ROOM not in link.connection.subscriptions
+    assert ROOM not in link.session.rooms
+    assert not link.session.has_pending
+
+
+@pytest.mark.parametrize("bad", ["\udcff", b"\xff".decode(errors="surrogateescape"), object()])
+def test_what_cannot_be_sent_is_not_kept(joined: Link, bad: Any) -> None:
+    """It would end each connection to come: told at once, and nothing waits for it."""
+    session = joined.session
+    for make in (
+        partial(session.join, bad),
+        partial(session.subscribe, ROOM, [bad]),
+        partial(session.trigger, ROOM, bad, "x", key="k"),
+        partial(session.read, {"type": "history", "room": ROOM, "event": bad}),
+    ):
+        with pytest.raises((TypeError, ValueError)):
+            make()
+    assert not joined.session.has_pending
 
 
 def test_a_server_that_does_not_answer_connect_is_dropped(link: Link) -> None:

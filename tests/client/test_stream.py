@@ -20,6 +20,7 @@ from dialogue.errors import (
     StoreUnavailable,
     StreamBroken,
 )
+from dialogue.events import Event
 from dialogue.testing import FaultyStore, connect, link
 
 from .fake import FakeSocketServer, until
@@ -249,6 +250,77 @@ async def test_whatever_happens_it_equals_the_log(store: str, seed: int) -> None
             ]
 
 
+@pytest.mark.parametrize("seed", range(2))
+async def test_begun_again_wherever_it_ended_it_equals_the_log(store: str, seed: int) -> None:
+    """Timeouts around each event, subscriptions changed and given up, memberships ended by either side, cuts."""
+    chance = random.Random(seed)
+    limits = Limits.unlimited().model_copy(update={"replay_events": 5, "page_events": 7})
+    dialogue = make_dialogue(store, limits=limits)
+    async with connect(dialogue, user_id="ann") as ann, connect(dialogue, user_id="bob") as bob:
+        ours = await ann.join("general", sync=0)
+        await bob.join("general", sync=0)
+        count, is_over = 80, False
+        ends: list[tuple[str, int]] = []
+
+        async def write() -> None:
+            for n in range(count):
+                await ours.trigger(chance.choice([message, alert]), n)
+                for _ in range(chance.randrange(20)):
+                    await asyncio.sleep(0)
+
+        async def disturb() -> None:
+            while not is_over:
+                room = bob.room("general")
+                with contextlib.suppress(NotJoined, TimeoutError):
+                    async with asyncio.timeout(chance.choice([0, 0.001, None])):
+                        match chance.randrange(16):
+                            case 0:
+                                await room.leave()
+                            case 1:
+                                for handle in dialogue.clients_of("bob"):
+                                    await handle.leave("general")
+                            case 2 | 3:
+                                await room.unsubscribe(chance.choice([message, alert]))
+                            case 4:
+                                link(bob).cut()
+                            case 5:
+                                await room.subscribe()
+                for _ in range(chance.randrange(60)):
+                    await asyncio.sleep(0)
+
+        async def read() -> list[int | None]:
+            found: list[int | None] = []
+            stream: Stream[Any] | None = None
+            while len(found) < count:
+                try:
+                    if stream is None:
+                        room = await bob.join("general", sync=0, events="*")
+                        stream = room.stream(
+                            [message, alert],
+                            after=len(found),
+                            page_size=chance.randrange(1, 9),
+                            max_buffered_events=chance.choice([1, 5, 100]),
+                        )
+                    async with asyncio.timeout(chance.choice([0, 0.0005, None])):
+                        found.append((await anext(stream)).seq)
+                except TimeoutError:
+                    continue
+                except StreamBroken as error:
+                    stream = None
+                    ends.append((error.reason, error.after - len(found)))
+                except (NotJoined, StopAsyncIteration):
+                    stream = None
+            return found
+
+        writing, disturbing = asyncio.create_task(write()), asyncio.create_task(disturb())
+        for seqs in await asyncio.gather(read(), read()):
+            assert seqs == list(range(1, count + 1))
+        await writing
+        is_over = True
+        await disturbing
+        assert set(ends) <= {("unsubscribed", 0)}
+
+
 async def test_what_was_removed_is_told() -> None:
     """Raised, with where to go on; or told, and gone on behind it."""
     dialogue = make_dialogue(MemoryStore())
@@ -269,6 +341,13 @@ async def test_what_was_removed_is_told() -> None:
         both = room.stream([message, alert], after=0, on_gap=gaps.append)
         assert await taken(both, 7) == [4, 5, 6, 7, 8, 10, 11]
         assert gaps == [Gap(1, 9, "retention"), Gap(1, 3, "retention")]
+
+        async def keep(gap: Gap) -> None:
+            await asyncio.sleep(0)
+            gaps.append(gap)
+
+        assert await taken(room.stream(message, after=0, on_gap=keep), 2) == [4, 5]
+        assert gaps[2:] == [Gap(1, 3, "retention")]
 
 
 async def test_rows_without_a_seq_cannot_be_followed() -> None:
@@ -312,11 +391,11 @@ async def test_another_log_is_told() -> None:
             assert (await reading).seq == 1
             assert (await anext(behind)).seq == 1
         async with serving(make_dialogue(MemoryStore()), port):
-            for stream, after in ((live, 2), (behind, 1)):
+            for stream in (live, behind):
                 with pytest.raises(StreamBroken) as raised:
                     await taken(stream, 2)
                 assert (raised.value.reason, raised.value.resume_after) == ("epoch", None)
-                assert raised.value.after == after
+                assert raised.value.after == stream.cursor == 2
             await until(lambda: room.epoch != epoch)
             with pytest.raises(StreamBroken):
                 room.stream(after=1, epoch=epoch)
@@ -423,6 +502,72 @@ async def test_nothing_is_left_behind(store: str) -> None:
         assert asyncio.all_tasks() - {reading} == tasks
 
 
+async def test_a_task_that_nobody_holds_goes_on(store: str) -> None:
+    """While it waits for the next event the garbage collector leaves it and its stream alone."""
+    dialogue = make_dialogue(store)
+    async with connect(dialogue, user_id="ann") as ann:
+        room = await ann.join("general")
+        heard: list[Event[Any]] = []
+
+        async def read(room: Room) -> None:
+            async for event in room.stream():
+                heard.append(event)
+                assert event.seq == len(heard)
+
+        asyncio.get_running_loop().create_task(read(room))
+        await until(lambda: room._streams._waiting)
+        for _ in range(3):
+            gc.collect()
+            before = len(heard)
+            await publish(room, 1)
+            while len(heard) == before:
+                await asyncio.sleep(0)
+        await room.leave()
+        await until(lambda: not room._streams._waiting)
+        gc.collect()
+        assert len(room._streams) == 0
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_what_comes_after_its_end_is_no_part_of_it(store: str, is_cancelled: bool) -> None:
+    """Subscribed again it would go on behind a hole; its error tells of the place where it has really ended."""
+    dialogue = make_dialogue(store)
+    async with connect(dialogue, user_id="ann") as ann:
+        room = await ann.join("general")
+        stream = room.stream(message)
+        await publish(room, 2)
+        unsubscribing = asyncio.create_task(room.unsubscribe(message))
+        if is_cancelled:
+            await asyncio.sleep(0)  # it is sent now
+            unsubscribing.cancel()
+        await asyncio.wait([unsubscribing])
+        await publish(room, 2, alert)
+        assert room.subscriptions == ["alert", "typing"]
+        await room.subscribe(message)
+        await publish(room, 2)
+        assert await taken(stream, 2) == [1, 2]
+        for _ in range(2):
+            with pytest.raises(StreamBroken) as raised:
+                await anext(stream)
+            assert (raised.value.reason, raised.value.after, raised.value.resume_after) == (
+                "unsubscribed",
+                2,
+                2,
+            )
+        assert await taken(room.stream(message, after=2), 2) == [5, 6]
+
+
+async def test_a_subscription_that_is_narrowed_for_a_moment_ends_it(store: str) -> None:
+    """Also where both answers come in one frame."""
+    dialogue = make_dialogue(store)
+    async with connect(dialogue, user_id="ann") as ann:
+        room = await ann.join("general")
+        stream = room.stream(message)
+        await asyncio.gather(room.unsubscribe(message), room.subscribe(message))
+        with pytest.raises(StreamBroken, match="subscription"):
+            await anext(stream)
+
+
 async def test_it_needs_the_subscription(store: str) -> None:
     """Refused where live events would be missing, and ended when they would be from now on."""
     dialogue = make_dialogue(store)
@@ -458,7 +603,10 @@ async def test_mistakes_are_told(store: str) -> None:
                 room.stream(**options)
         with pytest.raises(ValueError, match="not recorded"):
             room.stream(typing)
+        with pytest.raises(ValueError, match="no events are named"):
+            room.stream([])
         await publish(room, 1)
+        assert await taken(room.stream("*", after=0), 1) == [1]
         stream = room.stream("nonsense", after=0)
         for _ in range(2):
             with pytest.raises(EventNotAllowed):

@@ -7,7 +7,7 @@ from typing import Any, assert_type
 from pydantic import BaseModel
 
 from dialogue import Dialogue, Event, History, RoomConfig, define_event
-from dialogue.client import Page, Room, Stream
+from dialogue.client import Page, Room, Stream, Timeline
 from dialogue.testing import connect
 
 from .fake import until
@@ -53,6 +53,9 @@ async def test_an_event_type_gives_typed_events() -> None:
         assert_type(room.stream("message"), Stream[Any])
         assert_type(room.stream([message, "$edit"]), Stream[Any])
         timeline = room.timeline(message)
+        assert_type(timeline, Timeline[Message])
+        assert_type(timeline.entries, list[Event[Message]])
+        assert_type(room.timeline("message"), Timeline[Any])
         await timeline.load_older()
         (entry,) = timeline.entries
         models = [history[0].model, page.events[0].model, scrolled[0], streamed.model, entry.model]
