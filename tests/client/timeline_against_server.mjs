@@ -28,7 +28,8 @@ async function joined(options) {
 }
 
 const writer = await joined({ auth: { user_id: "bob" }, WebSocket });
-const reader = await joined({ auth: { user_id: "ann" }, WebSocket: Cuttable });
+// No other transport: the cut is one of sockets.
+const reader = await joined({ auth: { user_id: "ann" }, WebSocket: Cuttable, transports: ["websocket"] });
 const timeline = reader.room.timeline("message", { pageSize: 20, maxEntries: 60 });
 const snapshot = () => timeline.getSnapshot();
 const newest = () => snapshot().entries.at(-1)?.data.n;
