@@ -23,6 +23,7 @@ from dialogue.testing import FaultyStore
 
 from .attacks.held import HeldReads
 from .attacks.raw import raw
+from .rates import no_refill
 from .server.harness import Refused, Wire, eventually, message, serve, wire
 
 Case = Callable[[Path], Awaitable[Dialogue]]
@@ -108,9 +109,10 @@ async def check_burst(command: dict[str, Any], burst: str, rate: str) -> Dialogu
     """Check that of five at once those above a burst of two are refused."""
     limits: dict[str, Any] = {burst: 2, rate: 1}
     dialogue = dialogue_of(**limits)
-    async with client_of(dialogue, joins=None if command == JOIN else "general") as client:
-        errors = await at_once(client, command, 5)
-        assert [error["code"] for error in errors] == ["RATE_LIMITED"] * 3
+    with no_refill():
+        async with client_of(dialogue, joins=None if command == JOIN else "general") as client:
+            errors = await at_once(client, command, 5)
+            assert [error["code"] for error in errors] == ["RATE_LIMITED"] * 3
     return dialogue
 
 
@@ -118,9 +120,10 @@ async def check_rate(command: dict[str, Any], burst: str, rate: str) -> Dialogue
     """Check that who has used up the burst is told to wait as long as the rate says."""
     limits: dict[str, Any] = {burst: 1, rate: 2}
     dialogue = dialogue_of(**limits)
-    async with client_of(dialogue, joins=None if command == JOIN else "general") as client:
-        (error,) = await at_once(client, command, 2)
-        assert (error["code"], error["retry_after_seconds"]) == ("RATE_LIMITED", 0.5)
+    with no_refill():
+        async with client_of(dialogue, joins=None if command == JOIN else "general") as client:
+            (error,) = await at_once(client, command, 2)
+            assert (error["code"], error["retry_after_seconds"]) == ("RATE_LIMITED", 0.5)
     return dialogue
 
 

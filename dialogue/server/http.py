@@ -174,8 +174,8 @@ def make_http_router(dialogue: Dialogue) -> APIRouter:
         **more: Any,
     ) -> None:
         # A model is compiled for each place that names it, which at every status of every route would be most of what
-        # making an application costs: one place brings it into the document, the others refer to it there.
-        refusals: dict[int | str, dict[str, Any]] = {400: {"model": ErrorAnswer}}
+        # making an application costs: the first route brings it into the document, the others refer to it there.
+        refusals: dict[int | str, dict[str, Any]] = {400: _REFUSED if methods else {"model": ErrorAnswer}}
         for code in (401, 403, *errors, 429, 500, 503):
             refusals[code] = _REFUSED
         router.add_api_route(

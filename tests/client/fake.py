@@ -339,7 +339,7 @@ class FakeSocketServer(FakeServer):
             yield self
 
 
-async def until(condition: Callable[[], Any], *, within_seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], *, within_seconds: float = 30.0) -> None:
     """Wait until *condition* is true.
 
     Raises:

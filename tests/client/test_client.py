@@ -45,7 +45,7 @@ async def no_task_is_left() -> AsyncIterator[None]:
     """Whoever starts a task ends it."""
     before = asyncio.all_tasks()
     yield
-    await until(lambda: not (asyncio.all_tasks() - before - {asyncio.current_task()}), within_seconds=3)
+    await until(lambda: not (asyncio.all_tasks() - before - {asyncio.current_task()}))
 
 
 @pytest.fixture

@@ -481,7 +481,7 @@ async def test_nothing_is_left_behind(store: str) -> None:
                 break
         gc.collect()
         assert len(room._streams) == 0
-        assert asyncio.all_tasks() == tasks
+        await until(lambda: asyncio.all_tasks() == tasks)
         stream = room.stream(after=0, page_size=1)
         seqs: list[int | None] = []
         while len(seqs) < 10:
@@ -499,7 +499,7 @@ async def test_nothing_is_left_behind(store: str) -> None:
         with pytest.raises(RuntimeError, match="one stream for each"):
             await anext(stream)
         reading.cancel()
-        assert asyncio.all_tasks() - {reading} == tasks
+        await until(lambda: asyncio.all_tasks() - {reading} == tasks)
 
 
 async def test_a_task_that_nobody_holds_goes_on(store: str) -> None:

@@ -59,7 +59,7 @@ class PageRunner:
 
     - Blocks share a namespace. ``await`` stands anywhere; such blocks share a loop.
     - A block that begins with ``# name.py`` is written to that file and imported; its names join the namespace.
-      ``# test_name.py`` is run by pytest in a process of its own.
+      ``# test_name.py`` is only written: `run_tests` runs them all.
     - A block that names `ADDRESS` runs against the namespace's ``app``, or else its ``dialogue``.
     """
 
@@ -71,6 +71,7 @@ class PageRunner:
         self._modules: set[str] = {self._module.__name__}
         self._exit = ExitStack()
         self._url: str | None = None
+        self._tests: list[str] = []
 
     def __enter__(self) -> PageRunner:
         back = Path.cwd()
@@ -128,7 +129,7 @@ class PageRunner:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(code, encoding="utf-8")
         if name.name.startswith("test_"):
-            self._run_pytest(name)
+            self._tests.append(str(name))
             return
         module = ".".join(name.with_suffix("").parts)
         self._modules.add(module)
@@ -137,7 +138,10 @@ class PageRunner:
         assert found.__file__ == str(path), f"another {module} is in the way: {found.__file__}"
         vars(self._module).update({key: value for key, value in vars(found).items() if key[:2] != "__"})
 
-    def _run_pytest(self, name: Path) -> None:
+    def run_tests(self) -> None:
+        """Run the page's test files by one pytest, as a reader would: it takes longer to start than to run them."""
+        if not self._tests:
+            return
         # The folder is its own root: no settings are found above it.
         command = [
             sys.executable,
@@ -153,7 +157,7 @@ class PageRunner:
         ]
         settings = ("asyncio_mode=auto", "asyncio_default_fixture_loop_scope=function")
         done = subprocess.run(
-            [*command, *(part for setting in settings for part in ("-o", setting)), str(name)],
+            [*command, *(part for setting in settings for part in ("-o", setting)), *self._tests],
             cwd=self._folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(self._folder)])},
             capture_output=True,

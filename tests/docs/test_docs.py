@@ -8,6 +8,7 @@ import logging
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -59,6 +60,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, caplog: pytest.LogCapture
     with PageRunner(page, tmp_path) as runner:
         for block in page.python():
             runner.run(block)
+        runner.run_tests()
     assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
@@ -202,13 +204,18 @@ def test_the_cli_page_has_every_command_and_option() -> None:
 
 def test_the_tests_that_pages_name_exist() -> None:
     """A promise names the test that attacks it: `tests/…py::test_…`."""
+
+    @cache
+    def functions(file: str) -> set[str]:
+        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef
+        return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
     named = 0
     for path in PAGES:
         for file, test in re.findall(
             r"`((?:tests|dialogue)/[\w/]+\.py)::(?:\w+\.)?(\w+)`", path.read_text(encoding="utf-8")
         ):
-            tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-            functions = ast.FunctionDef | ast.AsyncFunctionDef
-            assert test in {node.name for node in ast.walk(tree) if isinstance(node, functions)}, test
+            assert test in functions(file), test
             named += 1
     assert named > 20

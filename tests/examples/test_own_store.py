@@ -17,7 +17,6 @@ from dialogue import (
     StoreUnavailable,
     define_event,
 )
-from dialogue.testing.directory_contract import DirectoryContract
 from dialogue.testing.store_contract import StoreContract, decoded, draft
 from examples.own_store import SealedStore
 
@@ -33,27 +32,12 @@ def sealing(inner: Store, key: int = 0x55) -> SealedStore:
 
 
 class TestSealedMemory(StoreContract):
-    """The contract over memory with sealed payloads."""
+    """The contract over memory with sealed payloads; over SQLite, the tests that the how-to shows run it."""
 
     is_durable = False
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
         return sealing(MemoryStore() if clock is None else MemoryStore(clock=clock))
-
-
-class TestSealedSQLite(StoreContract):
-    """The contract over a SQLite file with sealed payloads."""
-
-    def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        url = f"sqlite:///{folder / 'log.db'}"
-        return sealing(SQLStore(url) if clock is None else SQLStore(url, clock=clock))
-
-
-class TestSealedDirectory(DirectoryContract):
-    """The directory of a store that passes on another one's."""
-
-    def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        return sealing(SQLStore(f"sqlite:///{folder / 'log.db'}"))
 
 
 def contents(folder: Path) -> bytes:

@@ -625,6 +625,7 @@ async def test_a_publish_whose_user_is_removed_while_hooks_are_asked_is_not_reco
 # -- limits ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_refill")
 async def test_rates_are_the_users() -> None:
     """Reads and triggers are counted apart, over sockets and requests, and another user's are others."""
     limits = Limits(

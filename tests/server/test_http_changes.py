@@ -15,6 +15,7 @@ from .harness import message, note, rooms, serve, wire
 from .test_http import GOOD, bearer, code, publish, requests, with_users
 
 
+@pytest.mark.usefixtures("no_refill")
 async def test_me_is_what_connected_says() -> None:
     """Without what belongs to a connection."""
     dialogue = with_users(limits=Limits(user_reads_per_second=1, user_reads_burst=1))

@@ -475,6 +475,7 @@ async def test_credentials_that_expire_end_the_stream_and_the_poll() -> None:
         await nothing_left(dialogue)
 
 
+@pytest.mark.usefixtures("no_refill")
 async def test_streams_count_as_requests_and_joins() -> None:
     """As many at a time as a user has connections; opening one is rated as a join, a poll as a read."""
     limits = Limits(

@@ -217,6 +217,7 @@ async def test_an_answer_has_at_most_unread_rooms() -> None:
         assert await unread(client) == {"topic:0": 0, "topic:1": 0, "topic:5": 1}
 
 
+@pytest.mark.usefixtures("no_refill")
 async def test_unread_counts_as_a_read() -> None:
     """Both commands spend from the bucket of reads."""
     dialogue = chat(limits=Limits(reads_burst=1, reads_per_second=1))

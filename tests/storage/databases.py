@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
+from sqlite3 import connect
 from typing import Any
 
 import pytest
+
+from dialogue import SQLStore
 
 from ..postgres import server
 
@@ -41,6 +46,31 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database of each kind."""
     with empty(request.param, tmp_path) as url:
         yield url
+
+
+@cache
+def _migrated() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "log.db")
+
+        async def migrate() -> None:
+            store = SQLStore(f"sqlite:///{path}")
+            await store.open()
+            await store.aclose()
+
+        in_a_thread(migrate())
+        # Each copy is to be a new log, with an epoch of its own.
+        with closing(connect(path)) as connection, connection:
+            connection.execute("DELETE FROM dialogue_log")
+        return path.read_bytes()
+
+
+def migrated(folder: Path) -> Path:
+    """Return a file of *folder* with Dialogue's tables: copying one is quicker than migrating each."""
+    path = folder / "chat.db"
+    if not path.exists():
+        path.write_bytes(_migrated())
+    return path
 
 
 class PostgresDatabases:

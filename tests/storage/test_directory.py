@@ -33,7 +33,7 @@ from dialogue.testing import FaultyStore
 from dialogue.testing.directory_contract import DirectoryContract, mark, publish, room, session
 from dialogue.testing.store_contract import draft
 
-from .databases import PostgresDatabases
+from .databases import PostgresDatabases, migrated
 from .test_sql import OwnEngineStore
 
 
@@ -127,21 +127,21 @@ class TestDefault(DirectoryContract):
     keeps_positions = False
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        return PlainStore(SQLStore(f"sqlite:///{folder / 'chat.db'}", clock=clock or milliseconds))
+        return PlainStore(SQLStore(f"sqlite:///{migrated(folder)}", clock=clock or milliseconds))
 
 
 class TestSQLite(DirectoryContract):
     """The contract over a SQLite file."""
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        return SQLStore(f"sqlite:///{folder / 'chat.db'}", clock=clock or milliseconds)
+        return SQLStore(f"sqlite:///{migrated(folder)}", clock=clock or milliseconds)
 
 
 class TestSharedEngine(DirectoryContract):
     """The contract over an application's own engine."""
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        engine = create_async_engine(f"sqlite+aiosqlite:///{folder / 'chat.db'}")
+        engine = create_async_engine(f"sqlite+aiosqlite:///{migrated(folder)}")
         return OwnEngineStore(engine, clock=clock or milliseconds)
 
 

@@ -132,7 +132,7 @@ async def test_commits_are_durable_and_locks_end(postgres: Server) -> None:
 async def test_an_applications_engine_is_left_as_it_was(postgres_url: str) -> None:
     """Nothing is set on its connections, its pool is not used up, and it is not disposed."""
     engine = create_async_engine(
-        postgres_url.replace("postgresql", "postgresql+asyncpg"), pool_size=1, max_overflow=0, pool_timeout=5
+        postgres_url.replace("postgresql", "postgresql+asyncpg"), pool_size=1, max_overflow=0, pool_timeout=30
     )
     store = SQLStore(engine)
     await store.open()

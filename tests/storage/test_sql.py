@@ -34,6 +34,8 @@ from dialogue.storage.engines import AsyncWriter, ThreadWriter
 from dialogue.storage.sql import SQLStore
 from dialogue.testing.store_contract import StoreContract, draft, recorded, seqs
 
+from .databases import migrated
+
 
 def url(folder: Path) -> str:
     return f"sqlite:///{folder / 'chat.db'}"
@@ -43,7 +45,8 @@ class TestSQLStore(StoreContract):
     """The contract over a SQLite file given by URL."""
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        return SQLStore(url(folder)) if clock is None else SQLStore(url(folder), clock=clock)
+        url = f"sqlite:///{migrated(folder)}"
+        return SQLStore(url) if clock is None else SQLStore(url, clock=clock)
 
 
 class OwnEngineStore(SQLStore):
@@ -59,7 +62,7 @@ class TestSharedEngine(StoreContract):
     """The contract over an application's own engine."""
 
     def make(self, folder: Path, clock: Callable[[], int] | None = None) -> Store:
-        engine = create_async_engine(f"sqlite+aiosqlite:///{folder / 'chat.db'}")
+        engine = create_async_engine(f"sqlite+aiosqlite:///{migrated(folder)}")
         return OwnEngineStore(engine) if clock is None else OwnEngineStore(engine, clock=clock)
 
 
@@ -388,7 +391,7 @@ def test_a_store_goes_on_in_another_event_loop(tmp_path: Path) -> None:
 async def test_an_applications_engine_is_left_as_it_was(tmp_path: Path) -> None:
     """Nothing is set on its connections, its pool is not used up, and it is not disposed."""
     engine: AsyncEngine = create_async_engine(
-        f"sqlite+aiosqlite:///{tmp_path / 'chat.db'}", pool_size=1, max_overflow=0, pool_timeout=5
+        f"sqlite+aiosqlite:///{tmp_path / 'chat.db'}", pool_size=1, max_overflow=0, pool_timeout=30
     )
     store = SQLStore(engine)
     await store.open()
