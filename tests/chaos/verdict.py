@@ -145,7 +145,10 @@ def check_view(view: View, rows: list[Row]) -> int:
         assert view.streamed == [(row.seq, row.mark) for row in rows], f"{who}: the stream"
     if view.window is not None:
         messages = [row for row in rows if not row.mark.startswith("edit ")]
-        assert view.window == messages[-len(view.window) :], f"{who}: the timeline that holds few"
+        expected_window = messages[-len(view.window) :]
+        assert view.window == expected_window, (
+            f"{who}: the timeline that holds few: {view.window} and not {expected_window}"
+        )
     if view.timeline is not None:
         messages = [row for row in rows if not row.mark.startswith("edit ")]
         wrong = sorted(set(messages) ^ set(view.timeline))
