@@ -56,7 +56,7 @@ class Streams(Requests):
         hub, client = await self.begin(request)
         wait_seconds = _seconds(request, "wait_seconds")
         is_poll = wait_seconds is not None
-        since = _since(request)
+        since = _since(request, present=hub.store.epoch)
         sync = number(request, "sync")
         if sync is not None and sync < 0:
             raise InvalidRequest("sync is at least 0")
@@ -307,8 +307,15 @@ async def _until_gone(receive: Receive, follower: Follower, hub: Hub) -> AsyncIt
 # -- what is asked -----------------------------------------------------------------------------------------------
 
 
-def _since(request: Request) -> protocol.Since | None:
-    """Return the client's cursor; that of a browser which comes back goes before the one in the address."""
+def _since(request: Request, *, present: str) -> protocol.Since | None:
+    """Return the client's cursor; that of a browser which comes back goes before the one in the address.
+
+    Args:
+        present: The epoch that a seq given without one belongs to.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
     headers = request.headers.getlist("last-event-id")
     after, epoch = parameter(request, "after"), parameter(request, "epoch")
     if headers:
@@ -316,10 +323,12 @@ def _since(request: Request) -> protocol.Since | None:
         if len(headers) > 1 or not colon or not epoch:
             raise InvalidRequest("Last-Event-ID is the id of a message: 'epoch:seq'")
         after = seq
-    elif after is None and epoch is None:
-        return None
+    elif epoch is None:
+        if after is None:
+            return None
+        epoch = present
     if after is None or not epoch:
-        raise InvalidRequest("'after' and 'epoch' are given together")
+        raise InvalidRequest("'epoch' is that of a seq, which is given as 'after'")
     found = whole_number("after", after)
     if not 0 <= found <= MAX_SEQ:
         raise InvalidRequest("a seq is out of range")
