@@ -21,6 +21,7 @@ from .. import protocol
 from ..core.cursor import MAX_SEQ
 from ..core.room import Room
 from ..errors import CommandError, InvalidRequest
+from ..storage.directory import Place
 from . import history
 from .followers import Follower, Told
 from .handles import RoomHandle
@@ -74,6 +75,7 @@ class Streams(Requests):
             hub.followers.follow(room, client.user_id, subscription, permission, takes_passing=not is_poll)
         )
         through = follower.seq
+        begun = Place(through, room.last_unread_position)
         found = await history.read_joined(
             hub, room, follower.subscriber, through=through, since=since, sync=sync
         )
@@ -84,8 +86,11 @@ class Streams(Requests):
             through = follower.seq
             client.check_not_expired()
         # What was readable when it was begun may not be any more; or the room has been deleted.
-        RoomHandle(hub, handle.room_id)
+        handle = RoomHandle(hub, handle.room_id)
         permission.check()
+        if since is None:
+            # Whoever comes back is a member since then, or was removed.
+            hub.inbox.followed(client, handle, begun)
         message = history.encode_joined(hub, room, follower.subscriber, found, through=through, ref=None)
         if is_poll:
             return without_type(message)
