@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..core.room import Room, Subscriber, Subscription, as_replaced
 from ..events import EncodedEvent
-from .uvicorn_stop import find_server
+from .uvicorn_stop import find_server, is_stopping
 
 if TYPE_CHECKING:
     from .access import Permission
@@ -328,7 +328,7 @@ class Followers:
 
     def _look_at_server(self) -> None:
         assert self._server is not None
-        if self._server.should_exit:
+        if is_stopping(self._server):
             self._look = None
             self.close()
         else:
