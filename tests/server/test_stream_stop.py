@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
@@ -23,7 +22,7 @@ from starlette.requests import Request
 from dialogue import Dialogue, Limits
 
 from ..processes import ROOT, SECONDS
-from .harness import _socket, eventually, message, rooms, serve
+from .harness import _socket, address_in_thread, eventually, message, rooms, serve, serve_in_thread
 from .streaming import open_stream
 
 
@@ -144,24 +143,17 @@ async def test_a_uvicorn_in_a_task_stops(has_middleware: bool) -> None:
 async def test_a_uvicorn_in_a_thread_stops_and_another_ones_stop_is_its_own() -> None:
     """Two in one process: what one is told is nothing to the readers of the other."""
     dialogue, other = Dialogue(rooms()), Dialogue(rooms())
-    with _socket() as listener:
-        config = uvicorn.Config(dialogue.app, log_config=None)
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(asyncio.to_thread(server.run, sockets=[listener]))
-        await eventually(lambda: server.started)
-        async with AsyncExitStack() as after:
-            address = f"127.0.0.1:{listener.getsockname()[1]}"
-            mine = await after.enter_async_context(open_stream(address))
-            async with serve(other) as another:
-                theirs = await after.enter_async_context(open_stream(another))
-                (follower,) = dialogue.hub().followers._by_room["general"]
-            await theirs.until_closed()
-            assert theirs.has_ended
-            assert (follower.end, mine.is_closed) == (None, False)
-            server.should_exit = True
-            await mine.until_closed()
-            assert mine.has_ended
-        await serving
+    async with serve_in_thread(dialogue.app) as server, AsyncExitStack() as after:
+        mine = await after.enter_async_context(open_stream(address_in_thread(server)))
+        async with serve(other) as another:
+            theirs = await after.enter_async_context(open_stream(another))
+            (follower,) = dialogue.hub().followers._by_room["general"]
+        await theirs.until_closed()
+        assert theirs.has_ended
+        assert (follower.end, mine.is_closed) == (None, False)
+        server.should_exit = True
+        await mine.until_closed()
+        assert mine.has_ended
 
 
 async def test_of_two_that_start_at_once_each_is_found() -> None:
