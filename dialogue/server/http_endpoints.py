@@ -220,11 +220,9 @@ class Endpoints(Requests):
         client.check_not_expired()
         with watching(hub, client, request.path_params["room"]) as (handle, permission):
             await self.check(hub, client, handle, permission, purpose="read")
-            room = await hub.open_rooms.open(handle.room_id)
-            permission.check()
             is_following = hub.followers.is_followed_by(handle.room_id, client.user_id)
             unread = await hub.inbox.mark_from_outside(
-                client, room, body.seq, permission, is_following=is_following
+                client, handle, body.seq, permission, is_following=is_following
             )
             permission.check()
         return protocol.encode_message({"room": handle.room_id, "unread": unread})

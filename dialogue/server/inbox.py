@@ -531,7 +531,7 @@ class Inbox:
         return count
 
     async def mark_from_outside(
-        self, client: Client, room: Room, seq: int, permission: Permission, *, is_following: bool
+        self, client: Client, handle: RoomHandle, seq: int, permission: Permission, *, is_following: bool
     ) -> int:
         """Mark a room as read through *seq* for a user whose guards were asked; return what is unread.
 
@@ -543,22 +543,24 @@ class Inbox:
         Raises:
             InvalidRequest: *seq* is out of range.
             NotJoined: The room is not in the user's inbox.
+            JoinDenied: *permission* was taken back.
             StoreUnavailable: It is not known to be marked.
         """
+        room_id = handle.room_id
         if not 0 <= seq <= MAX_SEQ:
             raise InvalidRequest("a seq is out of range")
-        handle = RoomHandle(self._hub, room.room_id)
         if not is_kept(client, handle):
             return 0
-        end = Place(room.last_seq, room.last_unread_position)
         try:
-            return await self.mark_read(client.user_id, room.room_id, seq)
+            return await self.mark_read(client.user_id, room_id, seq)
         except NotJoined:
-            if not is_following or permission.is_revoked:
+            if not is_following:
                 raise
         # What brings it into the inbox was dropped; or the user came with a cursor of somebody else's.
-        self.followed(client, handle, end)
-        return await self.mark_read(client.user_id, room.room_id, seq)
+        await self._hub.open_rooms.open(room_id)
+        permission.check()
+        self.followed(client, handle, self._end(room_id))
+        return await self.mark_read(client.user_id, room_id, seq)
 
     async def mark_read(self, user_id: str, room_id: str, seq: int) -> int:
         """Mark a room as read for the application; see `Dialogue.mark_read`."""

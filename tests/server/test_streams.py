@@ -7,6 +7,7 @@ import random
 import socket
 import time
 import tracemalloc
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -787,19 +788,29 @@ async def test_a_stream_does_not_keep_what_it_has_sent() -> None:
 
 
 async def test_what_a_dependency_leaves_to_do_is_done_when_the_stream_ends() -> None:
-    """As for any other answer."""
+    """As for any other answer. One that yields ends with the stream, or before it where it says so."""
     dialogue = Dialogue(rooms())
-    done = asyncio.Event()
+    done: list[str] = []
 
     async def note_use(tasks: BackgroundTasks) -> None:
-        tasks.add_task(done.set)
+        tasks.add_task(done.append, "task")
+
+    async def hold() -> AsyncIterator[None]:
+        yield
+        done.append("held")
+
+    async def let_go() -> AsyncIterator[None]:
+        yield
+        done.append("let go")
 
     app = FastAPI()
-    app.include_router(dialogue.router, dependencies=[Depends(note_use)])
+    dependencies = [Depends(note_use), Depends(hold), Depends(let_go, scope="function")]
+    app.include_router(dialogue.router, dependencies=dependencies)
     async with serve(app) as address:
         async with open_stream(address):
-            assert not done.is_set()
-        await done.wait()
+            assert done == ["let go"]
+        await eventually(lambda: len(done) == 3)
+        assert done == ["let go", "task", "held"]
 
 
 async def test_an_answer_that_is_cancelled_leaves_nothing() -> None:
