@@ -6,7 +6,7 @@ Its schemas are of the dialect that AsyncAPI reads without saying so, which is J
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -93,9 +93,7 @@ class _Document:
         self._commands, named = command_schemas(_SCHEMAS + "{name}")
         own = whole["$defs"] | named
         # An application's models keep their names, which are the same in every document.
-        self._own_names = {
-            name: f"Dialogue{name}" if name in self._schemas.definitions else name for name in own
-        }
+        self._own_names = _own_names(own, self._schemas.definitions)
         self._own: dict[str, Any] = self._with_own_names(own)
         self._commands = self._with_own_names(self._commands)
         self._models = models
@@ -191,7 +189,13 @@ class _Document:
     def _events_of(self, room_type: RoomType) -> tuple[list[str], list[str]]:
         """Return the names of the messages in which a room's events are sent and received, adding them."""
         if room_type.admits_any_event:
-            return [self._trigger("any", None, {})], [self._event("any", None, {}), *self._changes()]
+            # A declared event may be called so, too; no key of one has a dot.
+            key = (
+                "any.other"
+                if any(_key(event.event_type.name) == "any" for event in self._schemas.events)
+                else "any"
+            )
+            return [self._trigger(key, None, {})], [self._event(key, None, {}), *self._changes()]
         mine = {id(event_type) for event_type in room_type.events.values()}
         declared = [event for event in self._schemas.events if id(event.event_type) in mine]
         received = [self._event(self._key(event), event, event.received) for event in declared]
@@ -275,6 +279,17 @@ class _Document:
             elif key != "items" or "prefixItems" not in schema:
                 copy[key] = self._of_draft_7(value)
         return copy
+
+
+def _own_names(own: Collection[str], taken: Collection[str]) -> dict[str, str]:
+    """Return a name for each of the project's own schemas, none of which is *taken* by an application's model."""
+    names: dict[str, str] = {}
+    for name in own:
+        free = name
+        while free in taken or (free != name and free in own):
+            free = f"Dialogue{free}"
+        names[name] = free
+    return names
 
 
 def _with(schema: dict[str, Any], **properties: Any) -> dict[str, Any]:

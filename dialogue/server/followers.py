@@ -9,13 +9,14 @@ the room's size or presence, and does not keep the room awake.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..core.room import Room, Subscriber, Subscription, as_replaced
 from ..events import EncodedEvent
-from .uvicorn_stop import find_server
+from .uvicorn_stop import find_server, is_stopping
 
 if TYPE_CHECKING:
     from .access import Permission
@@ -219,6 +220,8 @@ class Followers:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._by_room: dict[str, dict[Follower, None]] = {}
+        # How many streams of a room a user has.
+        self._streams: Counter[tuple[str, str]] = Counter()
         self._none = asyncio.Event()
         self._none.set()
         self._is_closed = False
@@ -242,6 +245,8 @@ class Followers:
         permission.on_revoked = lambda reason: follower.finish("left", left_reason=reason)
         self._by_room.setdefault(room.room_id, {})[follower] = None
         self.count += 1
+        stream = (room.room_id, user_id)
+        self._streams[stream] += takes_passing
         self._none.clear()
         if self._is_closed:
             follower.finish("stopping")
@@ -256,6 +261,9 @@ class Followers:
             if not others:
                 del self._by_room[room.room_id]
             self.count -= 1
+            self._streams[stream] -= takes_passing
+            if not self._streams[stream]:
+                del self._streams[stream]
             if not self.count:
                 self._none.set()
                 if self._look is not None:
@@ -263,11 +271,8 @@ class Followers:
                     self._look = None
 
     def is_followed_by(self, room_id: str, user_id: str) -> bool:
-        """Whether a user follows a room, and is told of changes of presence."""
-        return any(
-            follower.subscriber.user_id == user_id and follower.takes_passing
-            for follower in self._by_room.get(room_id, ())
-        )
+        """Whether a user has a stream of a room, which is told of changes of presence too."""
+        return self._streams[room_id, user_id] > 0
 
     def deliver(self, room: Room, events: Sequence[EncodedEvent]) -> None:
         """Tell a room's followers what its subscribers are told. Never awaits."""
@@ -323,7 +328,7 @@ class Followers:
 
     def _look_at_server(self) -> None:
         assert self._server is not None
-        if self._server.should_exit:
+        if is_stopping(self._server):
             self._look = None
             self.close()
         else:

@@ -83,8 +83,8 @@ _HISTORY = [
     _in_query("limit", "integer", "most events; 50 unless given"),
 ]
 _STREAM = [
-    _in_query("after", "integer", "everything through this seq was seen; with `epoch`"),
-    _in_query("epoch", "string", "the epoch that the seq belongs to"),
+    _in_query("after", "integer", "everything through this seq was seen"),
+    _in_query("epoch", "string", "the epoch that the seq belongs to; the present one unless given"),
     _several("events", "only these event types, or `*`; may be given several times"),
     _in_query("sync", "integer", "without `after`: how many of the newest events of each type"),
     _in_query(

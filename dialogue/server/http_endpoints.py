@@ -220,7 +220,10 @@ class Endpoints(Requests):
         client.check_not_expired()
         with watching(hub, client, request.path_params["room"]) as (handle, permission):
             await self.check(hub, client, handle, permission, purpose="read")
-            unread = await hub.inbox.mark_read(client.user_id, handle.room_id, body.seq)
+            is_following = hub.followers.is_followed_by(handle.room_id, client.user_id)
+            unread = await hub.inbox.mark_from_outside(
+                client, handle, body.seq, permission, is_following=is_following
+            )
             permission.check()
         return protocol.encode_message({"room": handle.room_id, "unread": unread})
 

@@ -1,8 +1,9 @@
 """The inbox: which rooms a user is a member of, how far each is read, and how many events are unread.
 
-A marker row is the membership: made by the first join or by `add_member`, and kept whether the user is connected or
-not. Of the users that are online the markers are in memory, read by one query when the first connection of a user is
-told ``connected``; from then on nothing but this changes them, so counts are a subtraction.
+A marker row is the membership: made by the first join, by the first stream or poll over HTTP, or by `add_member`, and
+kept whether the user is connected or not. Of the users that are online the markers are in memory, read by one query
+when the first connection of a user is told ``connected``; from then on nothing but this changes them, so counts are a
+subtraction.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from ..core.room import Room
 from ..errors import Internal, InvalidRequest, NotJoined, RateLimited, StoreUnavailable
 from ..room_types import RoomType
 from ..storage.directory import Marker, Place
-from .handles import RoomHandle
+from .access import Permission
+from .handles import Client, RoomHandle
 from .member_writes import MemberWrites
 from .unread_pushes import UnreadPushes
 
@@ -33,7 +35,8 @@ LOADS_AT_ONCE = 8
 """How many users' markers are read at a time."""
 
 DEPARTED_USERS = 1_000
-"""For how many users who have gone, before their markers could be read, it is kept what they have joined."""
+"""For how many users who have gone, or never had a connection, it is kept what they have joined until it is known what
+they were members of before."""
 
 
 class OnlineUser:
@@ -130,13 +133,16 @@ class Inbox:
         self._departed.pop(user, None)
         # What the old credentials allowed is asked again.
         user.sessions[session] = {}
-        if not user.is_loaded and user.loading is None and not is_anonymous(session):
-            if user.attempt.done():
-                user.attempt = asyncio.get_running_loop().create_future()
-            self._loads += 1
-            user.loading = self._hub.spawn(self._load(user), name="dialogue-inbox-load")
-            # Not in the task itself: one that is cancelled before its first step never comes to its end.
-            user.loading.add_done_callback(lambda _: self._on_load_ended(user))
+        if not user.is_loaded and user.loading is None and not is_anonymous(session.client):
+            self._begin_load(user)
+
+    def _begin_load(self, user: OnlineUser) -> None:
+        if user.attempt.done():
+            user.attempt = asyncio.get_running_loop().create_future()
+        self._loads += 1
+        user.loading = self._hub.spawn(self._load(user), name="dialogue-inbox-load")
+        # Not in the task itself: one that is cancelled before its first step never comes to its end.
+        user.loading.add_done_callback(lambda _: self._on_load_ended(user))
 
     def disconnected(self, session: Session) -> None:
         """Forget a connection that has ended, and with the last one what is kept of its user."""
@@ -144,14 +150,17 @@ class Inbox:
         if user is None or user.sessions.pop(session, None) is None or user.sessions:
             return
         if user.joined:
-            # Kept until it is known in which of the rooms the user was a member before.
-            self._departed[user] = None
-            if len(self._departed) > DEPARTED_USERS:
-                oldest = next(iter(self._departed))
-                self._hub.metrics.members_dropped.inc(len(oldest.joined))
-                self._forget(oldest)
+            self._keep_departed(user)
             return
         self._forget(user)
+
+    def _keep_departed(self, user: OnlineUser) -> None:
+        """Keep a user without connections until it is known in which of the joined rooms it was a member before."""
+        self._departed[user] = None
+        if len(self._departed) > DEPARTED_USERS:
+            oldest = next(iter(self._departed))
+            self._hub.metrics.members_dropped.inc(len(oldest.joined))
+            self._forget(oldest)
 
     def _forget(self, user: OnlineUser) -> None:
         self._departed.pop(user, None)
@@ -241,7 +250,7 @@ class Inbox:
             await self._loaded(user)
         if user is None or session not in user.sessions:
             raise NotJoined("the connection has ended")
-        if not user.is_loaded and not is_anonymous(session):
+        if not user.is_loaded and not is_anonymous(session.client):
             raise Internal  # the log has the reason
         return user
 
@@ -310,12 +319,30 @@ class Inbox:
     def joined(self, session: Session, handle: RoomHandle, place: Place) -> None:
         """Note a connection's first join of a room, which ended at *place*. Never waits, never fails."""
         user = self._online.get(session.user_id)
-        if user is None or is_anonymous(session) or not counts_any(handle.room_type):
+        if user is not None and is_kept(session.client, handle):
+            self._join(user, handle.room_id, place)
+
+    def followed(self, client: Client, handle: RoomHandle, place: Place) -> None:
+        """Note that a user has begun to read a room from outside, which ended at *place*: as by a first join.
+
+        Never waits, never fails. A user without connections is one who has gone: kept until the markers are read.
+        """
+        if not is_kept(client, handle) or self._hub.is_stopping:
             return
+        user = self._online.get(client.user_id)
+        if user is None:
+            user = self._online[client.user_id] = OnlineUser(client.user_id)
+        if not user.is_loaded and user.loading is None:
+            self._begin_load(user)
+        self._join(user, handle.room_id, place)
+        if not user.sessions and not user.is_loaded:
+            self._keep_departed(user)
+
+    def _join(self, user: OnlineUser, room_id: str, place: Place) -> None:
         if user.is_loaded:
-            self._become_member(user, handle.room_id, place)
+            self._become_member(user, room_id, place)
         else:
-            user.joined.setdefault(handle.room_id, place)
+            user.joined.setdefault(room_id, place)
 
     def _become_member(self, user: OnlineUser, room_id: str, place: Place) -> None:
         """Make a user, whose markers are known, a member of a joined room."""
@@ -486,7 +513,7 @@ class Inbox:
         with hub.access.watch(session.user_id, room_id) as permission:
             if subscriber is None:
                 await hub.access.check(session.client, handle, purpose="read")
-            elif is_anonymous(session) or not counts_any(handle.room_type):
+            elif not is_kept(session.client, handle):
                 return 0
             user = await self._inbox_of(session)
             if room_id not in user.places and subscriber is not None:
@@ -502,6 +529,38 @@ class Inbox:
                 raise NotJoined
         self._pushes.tell(user, [room_id], but=session)
         return count
+
+    async def mark_from_outside(
+        self, client: Client, handle: RoomHandle, seq: int, permission: Permission, *, is_following: bool
+    ) -> int:
+        """Mark a room as read through *seq* for a user whose guards were asked; return what is unread.
+
+        Args:
+            permission: Not taken back yet.
+            is_following: Whether the user reads the room as it goes on: as one who has joined it, such a user is a
+                member from here on, if not before.
+
+        Raises:
+            InvalidRequest: *seq* is out of range.
+            NotJoined: The room is not in the user's inbox.
+            JoinDenied: *permission* was taken back.
+            StoreUnavailable: It is not known to be marked.
+        """
+        room_id = handle.room_id
+        if not 0 <= seq <= MAX_SEQ:
+            raise InvalidRequest("a seq is out of range")
+        if not is_kept(client, handle):
+            return 0
+        try:
+            return await self.mark_read(client.user_id, room_id, seq)
+        except NotJoined:
+            if not is_following:
+                raise
+        # What brings it into the inbox was dropped; or the user came with a cursor of somebody else's.
+        await self._hub.open_rooms.open(room_id)
+        permission.check()
+        self.followed(client, handle, self._end(room_id))
+        return await self.mark_read(client.user_id, room_id, seq)
 
     async def mark_read(self, user_id: str, room_id: str, seq: int) -> int:
         """Mark a room as read for the application; see `Dialogue.mark_read`."""
@@ -551,9 +610,14 @@ class Inbox:
         return max(0, end - marker.unread_position)
 
 
-def is_anonymous(session: Session) -> bool:
-    """Whether nobody can come back as the connection's user, who is named after the connection."""
-    return session.user_id == session.client.client_id
+def is_anonymous(client: Client) -> bool:
+    """Whether nobody can come back as the client's user, who is named after the connection or request."""
+    return client.user_id == client.client_id
+
+
+def is_kept(client: Client, handle: RoomHandle) -> bool:
+    """Whether a room that a client joins gets into the inbox of its user."""
+    return not is_anonymous(client) and counts_any(handle.room_type)
 
 
 def counts_any(room_type: RoomType) -> bool:

@@ -83,7 +83,7 @@ class Metrics:
         )
         self.members_dropped = Counter(
             "dialogue_members_dropped",
-            "Joins that did not bring the room into the user's inbox, there being too many",
+            "Joins and streams that did not bring the room into the user's inbox, there being too many",
             registry=r,
         )
         self.sessions_dropped = Counter(

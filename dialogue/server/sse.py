@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +22,7 @@ from .. import protocol
 from ..core.cursor import MAX_SEQ
 from ..core.room import Room
 from ..errors import CommandError, InvalidRequest
+from ..storage.directory import Place
 from . import history
 from .followers import Follower, Told
 from .handles import RoomHandle
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
     from .hub import Hub
 
 _PING = b": ping\n\n"
+
+_PIECE_BYTES = 65_536
+"""What is sent at a time: each has its own time limit, so that a slow network is not taken for one that has gone."""
+
+_LEAST_SILENCE_SECONDS = 10.0
+"""A network that is away for less is no reason to drop a connection."""
 
 _LAST_SECONDS = 1.0
 """What a reader has to take what was written to it when the server stops."""
@@ -56,7 +64,7 @@ class Streams(Requests):
         hub, client = await self.begin(request)
         wait_seconds = _seconds(request, "wait_seconds")
         is_poll = wait_seconds is not None
-        since = _since(request)
+        since = _since(request, present=hub.store.epoch)
         sync = number(request, "sync")
         if sync is not None and sync < 0:
             raise InvalidRequest("sync is at least 0")
@@ -74,6 +82,7 @@ class Streams(Requests):
             hub.followers.follow(room, client.user_id, subscription, permission, takes_passing=not is_poll)
         )
         through = follower.seq
+        begun = Place(through, room.last_unread_position)
         found = await history.read_joined(
             hub, room, follower.subscriber, through=through, since=since, sync=sync
         )
@@ -84,8 +93,11 @@ class Streams(Requests):
             through = follower.seq
             client.check_not_expired()
         # What was readable when it was begun may not be any more; or the room has been deleted.
-        RoomHandle(hub, handle.room_id)
+        handle = RoomHandle(hub, handle.room_id)
         permission.check()
+        if since is None:
+            # Whoever comes back is a member since then, or was removed.
+            hub.inbox.followed(client, handle, begun)
         message = history.encode_joined(hub, room, follower.subscriber, found, through=through, ref=None)
         if is_poll:
             return without_type(message)
@@ -154,7 +166,7 @@ class EventStream(Response):
         self._hub = hub
         self._client = client
         self._follower = follower
-        self._joined = joined
+        self._first: Told | None = joined
         self._epoch = hub.store.epoch
         self._time = asyncio.get_running_loop().time
         # A peer that takes nothing for as long has gone, as one of whom nothing is heard.
@@ -167,6 +179,8 @@ class EventStream(Response):
         follower.on_ended = self._hurry
         if follower.end is not None:
             self._hurry()
+        # Later than our own time: that tells why a stream ends.
+        _bound_silence(receive, seconds=max(_LEAST_SILENCE_SECONDS, 2 * self._send_seconds))
         try:
             async with _until_gone(receive, follower, self._hub):
                 await self._send_all(send)
@@ -180,6 +194,9 @@ class EventStream(Response):
             follower.finish("gone")
         finally:
             self._hub.metrics.stream_ends.labels(follower.end or "gone").inc()
+        if self.background is not None:
+            # What a dependency of the router's has left to do.
+            await self.background()
 
     async def _send_all(self, send: Send) -> None:
         """Send until the end; what goes wrong on the server's side ends the stream, and the client comes back."""
@@ -212,7 +229,10 @@ class EventStream(Response):
         await self._send(
             send, {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        await self._write(send, self._encoded([self._joined]))
+        first, self._first = self._first, None
+        assert first is not None
+        await self._write(send, self._encoded([first]))
+        del first  # it may be large, and the stream go on for days
         sent = self._time()
         while follower.end != "gone":
             if client.seconds_left <= 0:
@@ -220,7 +240,12 @@ class EventStream(Response):
                 break
             told = follower.take()
             if not told and follower.end is None and follower.is_behind:
-                told = await follower.read_on()
+                try:
+                    told = await follower.read_on()
+                except CommandError:
+                    if follower.end is None:
+                        raise
+                    # The room was deleted while it was read: why the stream ends is known.
                 if not told:
                     continue
             if told:
@@ -252,7 +277,9 @@ class EventStream(Response):
         return b"".join(parts)
 
     async def _write(self, send: Send, body: bytes) -> None:
-        await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
+        for start in range(0, len(body), _PIECE_BYTES):
+            piece = body[start : start + _PIECE_BYTES]
+            await self._send(send, {"type": "http.response.body", "body": piece, "more_body": True})
 
     async def _send(self, send: Send, message: Any) -> None:
         """Send one part of the answer.
@@ -272,14 +299,37 @@ class EventStream(Response):
             self._sending = None
 
 
+def _transport(receive: Receive) -> asyncio.Transport | None:
+    """Return a request's connection, where it can be reached.
+
+    *receive* is a method of uvicorn's, which has the transport, unless something of the application's stands between;
+    other servers have their own ways.
+    """
+    transport: asyncio.Transport | None = getattr(getattr(receive, "__self__", None), "transport", None)
+    # By what it can: uvloop's are of no class of asyncio's.
+    return transport if hasattr(transport, "abort") and hasattr(transport, "get_extra_info") else None
+
+
+def _bound_silence(receive: Receive, *, seconds: float) -> None:
+    """Have the system drop a connection whose peer acknowledges nothing for so long, where it can.
+
+    A peer whose network went away says nothing, and the few bytes of a ping fit into the socket's buffer: without
+    this they are sent again and again for a quarter of an hour, in which the stream counts as one of its user's.
+    """
+    transport = _transport(receive)
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        with suppress(OSError, ValueError):  # no TCP; or closed already, as uvloop says it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(seconds * 1000)))
+
+
 async def _drop(receive: Receive) -> None:
     """Drop the connection of a reader that does not read, where it can be reached.
 
-    A socket that is closed waits for its peer to take what was written. *receive* is a method of uvicorn's, which has
-    the transport, unless something of the application's stands between; other servers have their own ways.
+    A socket that is closed waits for its peer to take what was written.
     """
-    transport = getattr(getattr(receive, "__self__", None), "transport", None)
-    if isinstance(transport, asyncio.Transport):
+    transport = _transport(receive)
+    if transport is not None:
         transport.abort()
         await asyncio.sleep(0)  # the server hears of it, and does not log an answer that was not completed
 
@@ -307,8 +357,15 @@ async def _until_gone(receive: Receive, follower: Follower, hub: Hub) -> AsyncIt
 # -- what is asked -----------------------------------------------------------------------------------------------
 
 
-def _since(request: Request) -> protocol.Since | None:
-    """Return the client's cursor; that of a browser which comes back goes before the one in the address."""
+def _since(request: Request, *, present: str) -> protocol.Since | None:
+    """Return the client's cursor; that of a browser which comes back goes before the one in the address.
+
+    Args:
+        present: The epoch that a seq given without one belongs to.
+
+    Raises:
+        InvalidRequest: It is none.
+    """
     headers = request.headers.getlist("last-event-id")
     after, epoch = parameter(request, "after"), parameter(request, "epoch")
     if headers:
@@ -316,10 +373,12 @@ def _since(request: Request) -> protocol.Since | None:
         if len(headers) > 1 or not colon or not epoch:
             raise InvalidRequest("Last-Event-ID is the id of a message: 'epoch:seq'")
         after = seq
-    elif after is None and epoch is None:
-        return None
+    elif epoch is None:
+        if after is None:
+            return None
+        epoch = present
     if after is None or not epoch:
-        raise InvalidRequest("'after' and 'epoch' are given together")
+        raise InvalidRequest("'epoch' is that of a seq, which is given as 'after'")
     found = whole_number("after", after)
     if not 0 <= found <= MAX_SEQ:
         raise InvalidRequest("a seq is out of range")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
-from dialogue import Dialogue, History, Limits, RoomConfig, define_event, protocol
+from dialogue import Dialogue, EventType, History, Limits, RoomConfig, define_event, protocol
 from dialogue.generating.asyncapi import asyncapi
 from dialogue.generating.messages import COMMANDS_OF_CONNECTION, COMMANDS_OF_ROOM, tag_of
 from dialogue.generating.schemas import collect, references
@@ -144,6 +144,29 @@ def test_models_have_the_names_of_the_types() -> None:
     schemas = DOCUMENTS["odd"]["components"]["schemas"]
     assert "level" in schemas["Error"]["properties"]
     assert "code" in schemas["DialogueError"]["properties"]
+
+
+def test_what_an_application_names_like_the_document_is_kept_apart() -> None:
+    """Its models take every name that the wire's could get, and its event is called as those of any name are."""
+
+    class DialogueError(rich.Notice):
+        reason: str
+
+    events: list[EventType[Any]] = [
+        define_event("any", schema=Error),
+        define_event("other", schema=DialogueError),
+    ]
+    dialogue = Dialogue(rooms={"named": RoomConfig(events=events), "free": RoomConfig(events="*")})
+    document = asyncapi(dialogue.room_types, is_authenticated=False)
+    schemas = document["components"]["schemas"]
+    assert "reason" in schemas["DialogueError"]["properties"]
+    assert "code" in schemas["DialogueDialogueError"]["properties"]
+    assert not validator(document, "any.trigger").is_valid({"type": "trigger", "room": "named", "event": "x"})
+    assert validator(document, "any.other.trigger").is_valid(
+        {"type": "trigger", "room": "free", "event": "x"}
+    )
+    for name, key in (("named", "any"), ("free", "any.other")):
+        assert {f"{key}.trigger", f"{key}.event"} <= set(document["channels"][name]["messages"])
 
 
 @pytest.mark.parametrize(

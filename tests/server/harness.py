@@ -58,6 +58,25 @@ async def serve(app: Any, *, sock: socket.socket | None = None, **settings: Any)
         s.close()
 
 
+@asynccontextmanager
+async def serve_in_thread(app: Any, **settings: Any) -> AsyncIterator[uvicorn.Server]:
+    """Serve an ASGI app from a thread with an event loop of its own; *settings* are uvicorn's."""
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, **settings))
+    with _socket() as listener:
+        task = asyncio.create_task(asyncio.to_thread(server.run, sockets=[listener]), name="test-server")
+        try:
+            await eventually(lambda: server.started or task.done())
+            yield server
+        finally:
+            server.should_exit = True
+            await task
+
+
+def address_in_thread(server: uvicorn.Server) -> str:
+    """Return the address of a server from `serve_in_thread`."""
+    return "127.0.0.1:%d" % server.servers[0].sockets[0].getsockname()[1]  # noqa: UP031 - as above
+
+
 def _socket(port: int = 0) -> socket.socket:
     """Return a socket bound to *port*, or to a free one."""
     s = socket.socket()

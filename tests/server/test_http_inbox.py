@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
-from dialogue import Client, JoinDenied, RoomConfig, SQLStore
+from dialogue import Client, Dialogue, History, JoinDenied, RoomConfig, SQLStore, define_event
+from dialogue.config import DirectRoom
+from dialogue.server.inbox import LOADS_AT_ONCE
 
-from .harness import message, serve, wire
+from .harness import eventually, message, rooms, serve, wire
+from .streaming import open_stream
 from .test_http import bearer, code, requests, with_users
 
 
@@ -162,3 +167,142 @@ async def listed(http: Any, user: str, **params: str) -> list[dict[str, Any]]:
     assert response.status_code == 200, response.text
     found: list[dict[str, Any]] = response.json()["sessions"]
     return found
+
+
+# -- who reads from outside ------------------------------------------------------------------------------------------
+
+
+QUIET = define_event("tick", history=History(limit=5), counts_unread=False)
+
+
+@pytest.mark.parametrize("wait_seconds", [None, 0], ids=["stream", "poll"])
+async def test_who_follows_a_room_has_it_in_the_inbox(wait_seconds: int | None, tmp_path: Path) -> None:
+    """As by a first join: what comes afterwards is unread, of a pair for both, and a mark counts; in the store, too."""
+    query = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
+    path = f"sqlite:///{tmp_path}/chat.db"
+    config = rooms() | {
+        "dm:{a}:{b}": DirectRoom(events=[message]),
+        "quiet": RoomConfig(events=[QUIET]),
+    }
+    dialogue = with_users(rooms=config, store=path)
+    async with serve(dialogue) as address, at(address) as http:
+        await dialogue.trigger("general", message, "before")
+        for room in ("general", "dm:ann:bob", "quiet"):
+            async with open_stream(address, room, headers=bearer("ann"), is_read=False, **query) as stream:
+                assert stream.status == 200
+        for room in ("general", "dm:ann:bob"):
+            await dialogue.trigger(room, message, 1)
+        await dialogue.trigger("general", message, 2)
+        counts = {"dm:ann:bob": 1, "general": 2}
+        assert (await http.get("/unread", headers=bearer("ann"))).json() == {"unread": counts}
+        assert await dialogue.unread("bob") == {"dm:ann:bob": 1}
+        marked = await http.post("/rooms/general/read", json={"seq": 2}, headers=bearer("ann"))
+        assert marked.json() == {"room": "general", "unread": 1}
+        # Where nothing counts there is nothing to mark, as over the socket.
+        marked = await http.post("/rooms/quiet/read", json={"seq": 1}, headers=bearer("ann"))
+        assert marked.json() == {"room": "quiet", "unread": 0}
+        assert not dialogue.hub().inbox._online
+    again = with_users(rooms=config, store=path)
+    async with again.lifespan():
+        assert await again.unread("ann") == {"dm:ann:bob": 1, "general": 1}
+        assert await again.room("general").members() == ["ann"]
+
+
+async def test_who_comes_back_or_is_nobody_gets_nothing_into_an_inbox() -> None:
+    """A cursor is of one who has been there: who was removed meanwhile stays so. A user of one request has no inbox."""
+    dialogue = Dialogue(rooms())
+    async with serve(dialogue) as address, at(address) as http:
+        async with open_stream(address, user_id="ann") as stream:
+            await dialogue.trigger("general", message, 1)
+            await stream.until_events(1)
+            assert await dialogue.unread("ann") == {"general": 1}
+            await dialogue.remove_from_room("ann", "general")
+            await stream.until_closed()
+        async with (
+            open_stream(address, user_id="ann", headers={"Last-Event-ID": stream.last_id}),
+            open_stream(address),
+        ):
+            await http.get("/rooms/general/events?wait_seconds=0&after=0&user_id=ann")
+            assert await dialogue.unread("ann") == {}
+            assert await dialogue.room("general").members() == []
+            # Nobody has read anything; who only asks is not following.
+            assert (await http.post("/rooms/general/read", json={"seq": 1})).json()["unread"] == 0
+            refused = await http.post("/rooms/general/read?user_id=bob", json={"seq": 1})
+            assert code(refused, 403) == "NOT_JOINED"
+
+
+async def test_who_has_a_stream_may_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though more waited to be written than may when it began, or it began with a cursor: as one who has joined."""
+    dialogue = Dialogue(rooms())
+    async with serve(dialogue) as address, at(address) as http:
+        await dialogue.trigger("general", message, 1)
+        monkeypatch.setattr("dialogue.server.member_writes.MEMBERS_WAITING", 0)
+        async with open_stream(address, user_id="ann"), open_stream(address, user_id="bob", after=0):
+            await eventually(lambda: dropped(dialogue) == 1)
+            monkeypatch.undo()
+            await dialogue.trigger("general", message, 2)
+            for user in ("ann", "bob"):
+                answer = await http.post(f"/rooms/general/read?user_id={user}", json={"seq": 1})
+                assert (answer.status_code, answer.json()["unread"]) == (200, 0)
+            await dialogue.trigger("general", message, 3)
+            assert await dialogue.unread("ann") == await dialogue.unread("bob") == {"general": 1}
+
+
+async def test_an_inbox_is_bounded_for_who_reads_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for joins: a further room does not get into it, and is counted; so is who waits when too many do."""
+    monkeypatch.setattr("dialogue.server.inbox.ROOMS_PER_INBOX", 2)
+    dialogue = Dialogue(rooms())
+    async with serve(dialogue) as address, at(address) as http:
+        for n in range(3):
+            await http.get(f"/rooms/dm:x:{n}/events?wait_seconds=0&user_id=ann")
+        assert await dialogue.unread("ann") == {"dm:x:0": 0, "dm:x:1": 0}
+        assert dropped(dialogue) == 1
+
+        monkeypatch.setattr("dialogue.server.inbox.DEPARTED_USERS", 2)
+        inbox = dialogue.hub().inbox
+        for _ in range(LOADS_AT_ONCE):  # so nobody's markers are read
+            await inbox._load_slots.acquire()
+        for n in range(3):
+            await http.get(f"/rooms/general/events?wait_seconds=0&user_id=user{n}")
+        assert (len(inbox._online), len(inbox._departed), dropped(dialogue)) == (2, 2, 2)
+        for _ in range(LOADS_AT_ONCE):
+            inbox._load_slots.release()
+        await eventually(lambda: not inbox._online)
+        await eventually(lambda: not inbox._loads)
+        assert await dialogue.room("general").members() == ["user1", "user2"]
+
+
+async def test_who_is_removed_while_the_inbox_is_read_is_no_member() -> None:
+    """Nor is one whose room is deleted; who connects meanwhile has what was read before."""
+    dialogue = Dialogue(rooms(), client_rooms=RoomConfig(events=[message]))
+    async with serve(dialogue) as address, at(address) as http:
+        await dialogue.create_room("made", name="Made")
+        inbox = dialogue.hub().inbox
+        for _ in range(LOADS_AT_ONCE):
+            await inbox._load_slots.acquire()
+        for room in ("general", "made", "other"):
+            await http.get(f"/rooms/{room}/events?wait_seconds=0&user_id=ann")
+        await dialogue.remove_from_room("ann", "general")
+        await dialogue.delete_room("made")
+        async with wire(address, "ann") as ann:
+            assert not inbox._departed
+            for _ in range(LOADS_AT_ONCE):
+                inbox._load_slots.release()
+            assert (await ann.ask("unread"))["unread"] == {"other": 0}
+            await dialogue.trigger("other", message, 1)
+            await ann.until(
+                lambda: any(m["type"] == "unread" and m["unread"] == {"other": 1} for m in ann.messages)
+            )
+            # A room that is read from outside is told of from then on.
+            await http.get("/rooms/general/events?wait_seconds=0&user_id=ann")
+            await dialogue.trigger("general", message, 1)
+            await ann.until(
+                lambda: any(m["type"] == "unread" and m["unread"] == {"general": 1} for m in ann.messages)
+            )
+        await eventually(lambda: not inbox._online)
+        assert await dialogue.hub().store.directory.members("made", limit=1) == []
+
+
+def dropped(dialogue: Dialogue) -> float:
+    """Return how many memberships were not kept."""
+    return dialogue.metrics.registry.get_sample_value("dialogue_members_dropped_total") or 0

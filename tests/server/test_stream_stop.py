@@ -7,18 +7,22 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
 
 from dialogue import Dialogue, Limits
 
 from ..processes import ROOT, SECONDS
-from .harness import _socket, eventually, message, rooms
+from .harness import _socket, address_in_thread, eventually, message, rooms, serve, serve_in_thread
 from .streaming import open_stream
 
 
@@ -110,6 +114,75 @@ async def test_a_server_of_somebody_elses_stops(server: str, tmp_path: Path) -> 
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def pass_on(request: Request, call_next: Any) -> Any:
+    return await call_next(request)
+
+
+@pytest.mark.parametrize("has_middleware", [False, True], ids=["plain", "middleware"])
+async def test_a_uvicorn_in_a_task_stops(has_middleware: bool) -> None:
+    """Nobody has its signals: it is found all the same, through whatever stands between, for any client."""
+    dialogue = Dialogue(rooms())
+    app = FastAPI()
+    app.include_router(dialogue.router)
+    if has_middleware:
+        app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+    async with AsyncExitStack() as after:
+        async with serve(app) as address:
+            stream = await after.enter_async_context(open_stream(address, headers={"Connection": "close"}))
+            async with open_stream(address) as other:
+                pass
+            await eventually(lambda: dialogue.hub().followers.count == 1)
+            assert not other.has_ended
+            assert not stream.is_closed
+        await stream.until_closed()
+        assert stream.has_ended
+
+
+async def test_a_uvicorn_in_a_thread_stops_and_another_ones_stop_is_its_own() -> None:
+    """Two in one process: what one is told is nothing to the readers of the other."""
+    dialogue, other = Dialogue(rooms()), Dialogue(rooms())
+    async with serve_in_thread(dialogue.app) as server, AsyncExitStack() as after:
+        mine = await after.enter_async_context(open_stream(address_in_thread(server)))
+        async with serve(other) as another:
+            theirs = await after.enter_async_context(open_stream(another))
+            (follower,) = dialogue.hub().followers._by_room["general"]
+        await theirs.until_closed()
+        assert theirs.has_ended
+        assert (follower.end, mine.is_closed) == (None, False)
+        server.should_exit = True
+        await mine.until_closed()
+        assert mine.has_ended
+
+
+async def test_of_two_that_start_at_once_each_is_found() -> None:
+    """In one loop, and both waiting for a lifespan: the one that is stopped ends its own streams."""
+    dialogues = [Dialogue(rooms()), Dialogue(rooms())]
+    servers = [AsyncExitStack(), AsyncExitStack()]
+    async with servers[0], servers[1], AsyncExitStack() as after:
+        addresses = await asyncio.gather(
+            *(stack.enter_async_context(serve(one)) for stack, one in zip(servers, dialogues, strict=True))
+        )
+        streams = [await after.enter_async_context(open_stream(address)) for address in addresses]
+        for stack, stream in zip(servers, streams, strict=True):
+            assert not stream.is_closed
+            await stack.aclose()
+            await stream.until_closed()
+            assert stream.has_ended
+
+
+async def test_a_uvicorn_that_has_served_enough_stops() -> None:
+    """It tells nobody of its stop: that it does not listen any more shows it."""
+    async with (
+        serve(Dialogue(rooms()), limit_max_requests=2) as address,
+        open_stream(address) as stream,
+        httpx2.AsyncClient(base_url=f"http://{address}") as http,
+    ):
+        for _ in range(2):
+            assert (await http.get("/rooms")).status_code == 200
+        await stream.until_closed()
+        assert stream.has_ended
 
 
 async def test_under_hypercorn() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import time
+import tracemalloc
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi import BackgroundTasks, Depends, FastAPI
 
 from dialogue import (
     Dialogue,
@@ -28,7 +32,17 @@ from dialogue import (
 from dialogue.config import DirectRoom
 
 from ..rates import UNRATED
-from .harness import eventually, message, note, rooms, serve, typing_event, wire
+from .harness import (
+    address_in_thread,
+    eventually,
+    message,
+    note,
+    rooms,
+    serve,
+    serve_in_thread,
+    typing_event,
+    wire,
+)
 from .streaming import Stream, open_stream
 from .test_http import bearer, requests, with_users
 
@@ -373,6 +387,33 @@ async def test_a_reader_that_does_not_read_is_dropped(caplog: pytest.LogCaptureF
     assert "ASGI" not in caplog.text
 
 
+async def test_a_reader_that_does_not_read_is_dropped_under_uvloop() -> None:
+    """Which has transports of its own: nothing of the connection is left.
+
+    A peer whose network is away is dropped by the system, after a while, and over other loops too.
+    """
+    dialogue = Dialogue(rooms(), limits=Limits(**UNRATED, ping_seconds=0.1))
+    milliseconds: set[int] = set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def look(event: Any) -> None:
+            await send(event)
+            if event["type"] == "http.response.start":
+                found = receive.__self__.transport.get_extra_info("socket")
+                milliseconds.add(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+
+        await dialogue.app(scope, receive, look)
+
+    async with (
+        serve_in_thread(app, loop="uvloop") as server,
+        open_stream(address_in_thread(server), is_read=False),
+    ):
+        while not ends(dialogue, "slow"):
+            await asyncio.to_thread(dialogue.trigger_sync, "general", message, BIG)
+        await eventually(lambda: not server.server_state.connections)
+    assert milliseconds == {10_000}
+
+
 # -- access ----------------------------------------------------------------------------------------------------------
 
 
@@ -692,6 +733,85 @@ async def test_a_reader_that_does_not_read_under_another_server() -> None:
         await channel.start()
         assert ends(dialogue, "slow") == 1
         await nothing_left(dialogue)
+
+
+async def test_a_slow_network_is_not_taken_for_a_reader_that_has_gone() -> None:
+    """What is sent goes in pieces, each with its time: a long message over a slow line takes longer than that."""
+    dialogue = Dialogue(rooms(), limits=Limits(ping_seconds=0.5))
+    async with dialogue.lifespan():
+        for _ in range(5):
+            await dialogue.trigger("general", "message", "x" * 60_000)
+        channel = Channel(dialogue)
+        sizes: list[int] = []
+
+        async def pass_slowly(message: Any) -> None:
+            if b": ping" not in message.get("body", b""):
+                sizes.append(len(message.get("body", b"")))
+                await asyncio.sleep(sizes[-1] / 150_000)
+
+        channel.on_send = pass_slowly  # type: ignore[method-assign]
+        task = channel.start()
+        await eventually(lambda: channel.sent and channel.sent[-1].get("body") == b": ping\n\n")
+        channel.leave.set()
+        await task
+        assert ends(dialogue, "gone") == 1
+        assert (sum(sizes) > 180_000, max(sizes)) == (True, 65_536)
+        stream = b"".join(event.get("body", b"") for event in channel.sent)
+        assert stream.count(b'"seq":') == 1 + 3
+
+
+async def test_a_stream_does_not_keep_what_it_has_sent() -> None:
+    """Its beginning may be large, and it may be open for days."""
+    dialogue = Dialogue(rooms())
+
+    def size(part: Any) -> int:
+        return len(part.get("body", b""))
+
+    async with dialogue.lifespan():
+        for _ in range(3):
+            await dialogue.trigger("general", message, "x" * 60_000)
+        channels = [Channel(dialogue) for _ in range(20)]
+        assert dialogue.app  # made now, and not counted
+        tracemalloc.start()
+        try:
+            tasks = [channel.start() for channel in channels]
+            await eventually(lambda: all(sum(map(size, channel.sent)) > 180_000 for channel in channels))
+            for channel in channels:
+                channel.sent.clear()
+            await asyncio.gather(*(asyncio.sleep(0) for _ in channels))
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 20 * 90_000
+        for channel in channels:
+            channel.leave.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_what_a_dependency_leaves_to_do_is_done_when_the_stream_ends() -> None:
+    """As for any other answer. One that yields ends with the stream, or before it where it says so."""
+    dialogue = Dialogue(rooms())
+    done: list[str] = []
+
+    async def note_use(tasks: BackgroundTasks) -> None:
+        tasks.add_task(done.append, "task")
+
+    async def hold() -> AsyncIterator[None]:
+        yield
+        done.append("held")
+
+    async def let_go() -> AsyncIterator[None]:
+        yield
+        done.append("let go")
+
+    app = FastAPI()
+    dependencies = [Depends(note_use), Depends(hold), Depends(let_go, scope="function")]
+    app.include_router(dialogue.router, dependencies=dependencies)
+    async with serve(app) as address:
+        async with open_stream(address):
+            assert done == ["let go"]
+        await eventually(lambda: len(done) == 3)
+        assert done == ["let go", "task", "held"]
 
 
 async def test_an_answer_that_is_cancelled_leaves_nothing() -> None:
