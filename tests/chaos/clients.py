@@ -118,7 +118,7 @@ class _Member:
         self._chance = random.Random(part.seed)
         self._rooms: list[Room] = []
         self._views: dict[str, View] = {}
-        self._timelines: dict[str, Timeline] = {}
+        self._timelines: dict[str, Timeline[Any]] = {}
         self._fills: list[asyncio.Task[None]] = []
         self._streaming: list[asyncio.Task[None]] = []
         self.acks = Acks()
