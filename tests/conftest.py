@@ -45,8 +45,28 @@ FIRST = (
 """The files that take longest, begun first: whichever is begun last is what the other processes wait for at the end."""
 
 
+QUICK_ELSEWHERE = (
+    "storage/test_directory.py::TestPostgresSchema::test_unread_counts_agree_with_a_model",
+    "storage/test_directory.py::TestSharedEngine::test_unread_counts_agree_with_a_model",
+    "storage/test_postgres.py::TestPostgresSchema::test_pages_agree_with_a_model",
+    "storage/test_postgres.py::TestSharedPostgresEngine::test_pages_agree_with_a_model",
+    "storage/test_sql.py::TestSharedEngine::test_pages_agree_with_a_model",
+    "server/test_crash.py::test_kill_9_under_sixteen_publishers[sqlite-log+archive]",
+    "server/test_crash.py::test_kill_9_under_sixteen_publishers[postgres-log]",
+    "chaos/test_clients.py::test_sixty_cuts[python]",
+    "chaos/test_clients.py::test_kills_and_tiny_replays[javascript]",
+    "test_demo.py::test_an_interrupted_past_is_gone_on_with[2]",
+    "test_demo.py::test_an_interrupted_past_is_gone_on_with[9]",
+)
+"""What every run shows of a sibling: these are the same over another engine, schema or signal, and count as slow."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before "-m" is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first; a file's tests keep their order."""
+    """Put the longest files first; a file's tests keep their order. Mark what is slow and has a quick sibling."""
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in QUICK_ELSEWHERE:
+            item.add_marker(pytest.mark.slow)
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(FIRST)}
     assert all(path.is_file() for path in ranks), "FIRST names a file that is not there"
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))

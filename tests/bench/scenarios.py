@@ -41,7 +41,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 FULL = Scale()
 MOMENT = Scale(
-    variants=(0, 1, 5, 6),
+    variants=(0, 5, 6),
     is_checked=True,
     rounds=1,
     warm_up_seconds=0.1,
