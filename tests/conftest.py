@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,17 @@ def pytest_collection_finish() -> None:
     """Collect garbage from here on, among what comes from here on."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Take back what a command that ran in this process has set: later tests would miss what they expect in the log."""
+    loggers = [logging.getLogger(name) for name in ("", "dialogue", "alembic", "uvicorn.error")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture

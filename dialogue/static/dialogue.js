@@ -2993,10 +2993,15 @@ class Timeline extends Live {
    */
   loadOlder() {
     if (!this.#hasOlder) return Promise.resolve();
+    let isFirst = false;
     return this.#load("older", {
       query: () => (this.#hasOlder ? this.#older : null),
-      take: (page) => this.#takeOlder(page),
-      end: () => this.#trimNewest(),
+      take: (page) => {
+        isFirst ||= !this.#isStarted;
+        return this.#takeOlder(page);
+      },
+      // Nobody has scrolled up to the first page: what came live meanwhile is what is being read.
+      end: () => (isFirst && this.#isFollowing ? this.#trimOldest() : this.#trimNewest()),
     });
   }
 

@@ -572,6 +572,27 @@ test("a reader who follows keeps the newest, and what was dropped comes again as
     assert.equal(timeline.getSnapshot().hasNewer, false);
   }));
 
+test("a first page that comes after more live events than are held leaves the newest", async () => {
+  const { world, client, timeline } = await start({}, { maxEntries: 16 });
+  messages(world, 20);
+  await world.deliver();
+  while (!world.reads[0].command.cursor) {
+    world.answer(world.reads[0]); // nothing that has not come live: the page below is asked for, too
+    await world.deliver();
+  }
+  messages(world, 20);
+  await world.quiet();
+  messages(world, 3);
+  await world.quiet();
+  const { hasNewer, hasOlder } = timeline.getSnapshot();
+  assert.deepEqual([seqs(timeline).at(-1), hasNewer, hasOlder], [43, false, true]);
+  assert.deepEqual(seqs(timeline), range(44 - seqs(timeline).length, 43));
+  await walk(world, timeline, { next: "loadOlder", has: "hasOlder" }, () => {});
+  assert.deepEqual(seqs(timeline)[0], 1);
+  timeline.close();
+  client.disconnect();
+});
+
 test("a reader who does not follow keeps what is being read", () =>
   one({ maxEntries: 8 }, async ({ world, timeline }) => {
     timeline.setFollowing(false);
