@@ -47,6 +47,28 @@ FIRST = (
 
 
 QUICK_ELSEWHERE = (
+    "browser/test_timeline_page.py::test_a_laptop_that_sleeps[stopped]",
+    "browser/test_timeline_page.py::test_scrolling_back_keeps_its_place",
+    "browser/test_timeline_page.py::test_two_windows_and_two_tabs_of_one_user",
+    "browser/test_timeline_page.py::test_where_no_web_socket_comes_through",
+    "client/test_stream.py::test_begun_again_wherever_it_ended_it_equals_the_log[1]",
+    "client/test_stream.py::test_whatever_happens_it_equals_the_log[1]",
+    "client/test_stream.py::test_whatever_happens_it_equals_the_log[2]",
+    "docs/test_share_your_database.py::test_two_sets_of_migrations_in_one_database[postgres]",
+    "server/test_inbox_model.py::test_counts_are_those_of_the_model_whatever_happens[postgres-1]",
+    "server/test_inbox_model.py::test_counts_are_those_of_the_model_whatever_happens[postgres-2]",
+    "server/test_inbox_model.py::test_counts_are_those_of_the_model_whatever_happens[sqlite-1]",
+    "server/test_inbox_model.py::test_counts_are_those_of_the_model_whatever_happens[sqlite-2]",
+    "server/test_unread.py::test_counts_are_those_of_a_naive_model[postgres-1]",
+    "server/test_unread.py::test_counts_are_those_of_a_naive_model[postgres-2]",
+    "server/test_unread.py::test_counts_are_those_of_a_naive_model[sqlite-1]",
+    "server/test_unread.py::test_counts_are_those_of_a_naive_model[sqlite-2]",
+    "server/test_unread.py::test_one_query_for_a_user_in_a_thousand_rooms[postgres]",
+    "storage/test_directory.py::TestPostgresSchema::test_more_rooms_than_one_read_takes",
+    "storage/test_directory.py::TestSharedEngine::test_more_rooms_than_one_read_takes",
+    "storage/test_transfer.py::test_an_export_that_is_killed_goes_on[log.jsonl.gz]",
+    "storage/test_transfer.py::test_an_import_that_is_killed_goes_on[postgres]",
+    "test_run.py::test_run_serves_until_a_signal[2]",
     "storage/test_directory.py::TestPostgresSchema::test_unread_counts_agree_with_a_model",
     "storage/test_directory.py::TestSharedEngine::test_unread_counts_agree_with_a_model",
     "storage/test_postgres.py::TestPostgresSchema::test_pages_agree_with_a_model",
@@ -59,7 +81,7 @@ QUICK_ELSEWHERE = (
     "test_demo.py::test_an_interrupted_past_is_gone_on_with[2]",
     "test_demo.py::test_an_interrupted_past_is_gone_on_with[9]",
 )
-"""What every run shows of a sibling: these are the same over another engine, schema or signal, and count as slow."""
+"""What every run shows of a sibling: these are the same over another engine, schema, seed, signal or page, and count as slow."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before "-m" is looked at
