@@ -81,7 +81,7 @@ QUICK_ELSEWHERE = (
     "test_demo.py::test_an_interrupted_past_is_gone_on_with[2]",
     "test_demo.py::test_an_interrupted_past_is_gone_on_with[9]",
 )
-"""What every run shows of a sibling: these are the same over another engine, schema, seed, signal or page, and count as slow."""
+"""Slow, and shown of a sibling in every run: these differ from it in engine, schema, seed, signal or page."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before "-m" is looked at
