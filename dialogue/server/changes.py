@@ -63,6 +63,11 @@ class Changes:
         self._archive = archive
         self._erasing = asyncio.Lock()
 
+    def encoder(self, room: Room, data: bytes) -> Encode:
+        """Return what makes a client's raw JSON the data of an event of the room."""
+        limits = room.room_type.config.limits
+        return lambda event_type: self._hub.admission.encode(event_type, data, room_limits=limits)
+
     async def admit(
         self,
         room: Room,
@@ -81,10 +86,14 @@ class Changes:
             client: Who asks; None for the application, which may change everything.
 
         Raises:
+            RateLimited: The room lets its users trigger less often.
             InvalidRequest: There is no such event, it is deleted, or it is itself a change.
             PermissionDenied: It is someone else's, and no ``can_edit`` hook allows it.
             CommandError: The new data does not fit, or is blocked.
         """
+        if client is not None and room.rates is not None:
+            # A change comes to everyone in the room like any other event.
+            room.rates.spend_trigger(client.user_id, now=asyncio.get_running_loop().time())
         draft = Draft(
             room_id=room.room_id,
             event=DELETE if encode is None else EDIT,

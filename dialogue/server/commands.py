@@ -21,7 +21,6 @@ from ..limits import Limits
 from ..storage.base import Appended
 from . import history
 from .authentication import authenticate
-from .changes import Encode
 from .rates import spend
 
 if TYPE_CHECKING:
@@ -235,27 +234,19 @@ class Commands:
         self._publish(command, room, subscriber, await self._hub.admission.ask_hooks(room, event_type, draft))
 
     async def _edit(self, command: protocol.Edit) -> None:
-        raw = bytes(command.data)
-        room, _ = self._session.memberships.member(command.room)
-        limits = room.room_type.config.limits
-        await self._change(
-            command, lambda event_type: self._hub.admission.encode(event_type, raw, room_limits=limits)
-        )
+        await self._change(command, bytes(command.data))
 
     async def _delete(self, command: protocol.Delete) -> None:
         await self._change(command, None)
 
-    async def _change(self, command: protocol.Edit | protocol.Delete, encode: Encode | None) -> None:
+    async def _change(self, command: protocol.Edit | protocol.Delete, data: bytes | None) -> None:
         session, hub = self._session, self._hub
         room, subscriber = session.memberships.member(command.room)
         self._spend_trigger()
-        if room.rates is not None:
-            # A change comes to everyone in the room like any other event.
-            room.rates.spend_trigger(session.user_id, now=session.heard)
         admitted = await hub.changes.admit(
             room,
             command.seq,
-            encode=encode,
+            encode=None if data is None else hub.changes.encoder(room, data),
             sender=session.user_id,
             client=session.client,
             key=hub.admission.check_key(command.key),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -12,13 +11,11 @@ from starlette.requests import Request
 
 from .. import protocol
 from ..core.patterns import room_id_problem
-from ..core.room import Room
 from ..errors import CommandError, InvalidRequest, PermissionDenied
 from ..events import Ack
 from ..storage.base import Appended
 from . import history
 from .access import Permission
-from .changes import Encode
 from .commands import greeting
 from .handles import RoomHandle
 from .http_answers import (
@@ -145,13 +142,7 @@ class Endpoints(Requests):
         self.spend(hub, client, lambda rates: rates.triggers)
         body = decode_body(await self.body(hub, request), EditBody)
         client.check_not_expired()
-        raw = bytes(body.data)
-
-        def encode_for(room: Room) -> Encode:
-            limits = room.room_type.config.limits
-            return lambda event_type: hub.admission.encode(event_type, raw, room_limits=limits)
-
-        return await self._change(hub, client, request, encode_for, key=body.key)
+        return await self._change(hub, client, request, bytes(body.data), key=body.key)
 
     async def delete(self, request: Request) -> bytes:
         """Delete an event, as a member's delete does."""
@@ -160,26 +151,17 @@ class Endpoints(Requests):
         return await self._change(hub, client, request, None, key=parameter(request, "key"))
 
     async def _change(
-        self,
-        hub: Hub,
-        client: RequestClient,
-        request: Request,
-        encode_for: Callable[[Room], Encode] | None,
-        *,
-        key: str | None,
+        self, hub: Hub, client: RequestClient, request: Request, data: bytes | None, *, key: str | None
     ) -> bytes:
         seq = whole_number("seq", request.path_params["seq"])
         with watching(hub, client, request.path_params["room"]) as (handle, permission):
             await self.check(hub, client, handle, permission, purpose="join")
             room = await hub.open_rooms.open(handle.room_id)
             permission.check()
-            if room.rates is not None:
-                # A change comes to everyone in the room like any other event.
-                room.rates.spend_trigger(client.user_id, now=asyncio.get_running_loop().time())
             admitted = await hub.changes.admit(
                 room,
                 seq,
-                encode=None if encode_for is None else encode_for(room),
+                encode=None if data is None else hub.changes.encoder(room, data),
                 sender=client.user_id,
                 client=client,
                 key=hub.admission.check_key(key),
