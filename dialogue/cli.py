@@ -20,7 +20,7 @@ from rich.text import Text
 from . import __version__
 from .app import Dialogue
 from .commands import chat, db, generate, tail, transfer
-from .commands.common import err, fail, load, out
+from .commands.common import Target, err, fail, load, out
 from .config import EventType
 from .deployment import Problem, problems
 from .errors import DialogueError, StartError
@@ -61,14 +61,6 @@ class LogFormat(StrEnum):
     json = "json"
 
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODULE:ATTRIBUTE",
-        help="Where the Dialogue is, e.g. chat.config:dialogue.",
-        show_default=False,
-    ),
-]
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="The port; 0 for any free one.")]
 Host = Annotated[
     str,

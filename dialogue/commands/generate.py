@@ -13,19 +13,11 @@ import typer
 
 from .. import __version__
 from ..errors import DialogueError
-from .common import fail, load, out
+from .common import Target, fail, load, out
 from .output import telling_what_fails
 
 cli = typer.Typer()
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODULE:ATTRIBUTE",
-        help="Where the Dialogue is, e.g. chat.config:dialogue.",
-        show_default=False,
-    ),
-]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="The file to write; standard output without it.", show_default=False),

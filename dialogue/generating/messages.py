@@ -11,24 +11,12 @@ import msgspec
 from pydantic import BaseModel, Field
 
 from .. import protocol
-from ..server.http_models import HistoryAnswer, RoomEntry, RoomEvent
+from ..server.http_models import ConnectionLimits, HistoryAnswer, JoinedAnswer, RoomEntry
 
 Ref = int | str
 _REF: Any = Field(
     None, description="That of the command; missing where it had none, and where the server speaks first."
 )
-
-
-class ConnectionLimits(BaseModel):
-    """Bounds that a client should know."""
-
-    message_bytes: int
-    frame_bytes: int
-    commands_per_frame: int
-    page_events: int
-    rooms_per_client: int
-    key_length: int
-    meta_bytes: int
 
 
 class Connected(BaseModel):
@@ -70,22 +58,11 @@ class Error(BaseModel):
     retry_after_seconds: float = Field(0, description="Missing where the server does not know.")
 
 
-class Joined(BaseModel):
+class Joined(JoinedAnswer):
     """The room is joined; what follows has a larger seq."""
 
     type: Literal["joined"]
     ref: Ref = _REF
-    room: str
-    name: str
-    seq: int = Field(description="The room's newest.")
-    epoch: str
-    subscriptions: list[str] | Literal["*"]
-    events: list[RoomEvent] = Field(description="Oldest first.")
-    has_more: bool
-    next: str | None
-    recovered: bool | None = Field(
-        description="Whether nothing was missed since the cursor; null without one."
-    )
 
 
 class History(HistoryAnswer):

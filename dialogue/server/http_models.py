@@ -63,8 +63,8 @@ class HistoryAnswer(BaseModel):
     gap: HistoryGap | None = Field(None, description="missing where there is none")
 
 
-class MeLimits(BaseModel):
-    """What the server bounds."""
+class ConnectionLimits(BaseModel):
+    """Bounds that a client should know."""
 
     message_bytes: int
     frame_bytes: int
@@ -81,7 +81,7 @@ class MeAnswer(BaseModel):
     user_id: str
     protocol: int
     ping_seconds: float
-    limits: MeLimits
+    limits: ConnectionLimits
 
 
 class JoinedAnswer(BaseModel):
