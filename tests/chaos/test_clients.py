@@ -8,7 +8,6 @@ Each client's view equals the log, in order, each event once; nothing sent is lo
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from ..node import needs_node
 from .clients import Fleet, NodeFleet, PythonFleet, parts
 from .plan import new_seed, plan
 from .proxy import ChaosProxy
@@ -45,7 +45,7 @@ FLEETS = [
     pytest.param(
         NodeFleet,
         id="javascript",
-        marks=pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path"),
+        marks=needs_node,
     ),
 ]
 

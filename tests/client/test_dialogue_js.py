@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +9,10 @@ from typing import Any
 import pytest
 
 from dialogue import Dialogue, History, Identity, Limits, RoomConfig, Unauthenticated, define_event
+from tests.node import needs_node, run_node
 from tests.server.harness import serve
 
-pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
+pytestmark = needs_node
 
 HERE = Path(__file__).parent
 
@@ -56,22 +54,8 @@ def make_guarded() -> Dialogue:
 
 async def run(script: str, **variables: str) -> None:
     """Run one script's tests, all of which hold."""
-    node = await asyncio.create_subprocess_exec(
-        "node",
-        "--test",
-        "--test-timeout=60000",  # a test that hangs says which one it is, and ends
-        str(HERE / f"{script}.test.mjs"),
-        env=os.environ | variables,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        output, _ = await node.communicate()
-    finally:
-        if node.returncode is None:
-            node.kill()
-            await node.wait()
-    assert node.returncode == 0, output.decode()
+    # A test that hangs says which one it is, and ends.
+    await run_node("--test", "--test-timeout=60000", HERE / f"{script}.test.mjs", environment=variables)
 
 
 @pytest.mark.parametrize("script", ["websocket", "dialogue_js"])

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dialogue import Dialogue, History, Limits, RoomConfig, define_event
+from tests.node import needs_node, run_node
 
 from .test_against_server import serving
 
 FOLDER = Path(__file__).parent
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
 
 
 @needs_node
-def test_the_browser_timeline_under_node() -> None:
+async def test_the_browser_timeline_under_node() -> None:
     """Everything in ``timeline.test.mjs`` holds; ``TIMELINE_SEED`` and ``TIMELINE_SEEDS`` choose what is tried."""
-    command = ["node", "--test", str(FOLDER / "timeline.test.mjs")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    await run_node("--test", FOLDER / "timeline.test.mjs")
 
 
 def without_seqs(dialogue: Dialogue) -> None:
@@ -55,18 +50,10 @@ async def test_the_browser_timeline_on_a_server(kind: str, tmp_path: Path) -> No
     if kind == "archive":
         without_seqs(dialogue)
     async with serving(dialogue) as port:
-        node = await asyncio.create_subprocess_exec(
-            *("node", "--experimental-websocket", "--no-warnings"),
-            str(FOLDER / "timeline_against_server.mjs"),
+        await run_node(
+            "--experimental-websocket",
+            "--no-warnings",
+            FOLDER / "timeline_against_server.mjs",
             f"http://127.0.0.1:{port}",
             kind,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
         )
-        try:
-            output, _ = await asyncio.wait_for(node.communicate(), 60)
-        finally:
-            if node.returncode is None:
-                node.kill()
-                await node.wait()
-    assert node.returncode == 0, output.decode()

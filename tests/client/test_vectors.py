@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from dialogue.client.effects import Deliver, Failed, Left, OpenConnection, Reset
 from dialogue.client.session import Session
 from dialogue.errors import CommandError
 from dialogue.events import Event
+from tests.node import needs_node, run_node
 
 from .fake import FakeConnection, FakeSocketServer, Message, until
 
@@ -47,11 +46,10 @@ def test_every_file_is_read_here() -> None:
     assert {path.name for path in FOLDER.glob("*.json")} == READ
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not on the path")
-def test_the_browser_client_does_the_same() -> None:
+@needs_node
+async def test_the_browser_client_does_the_same() -> None:
     """Everything in ``vectors.test.mjs`` holds; it fails if it leaves a file unread."""
-    done = subprocess.run(["node", "--test", str(SCRIPT)], capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stdout + done.stderr
+    await run_node("--test", SCRIPT)
 
 
 # ---- messages

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from dialogue import Dialogue, Event, History, Limits, RoomConfig, define_event
 from examples.chat.config import Message
 
+from ..node import run_node
 from ..server.harness import serve
 from .conftest import CLIENT
 from .tools import needs_node_modules, tsc
@@ -39,21 +38,11 @@ async def test_the_examples_behave(project: Path) -> None:
         for room_id, count in (("general", 100), ("other", 3)):
             for number in range(count):
                 await dialogue.trigger(room_id, message, {"text": f"{number}", "username": "Past"})
-        process = await asyncio.create_subprocess_exec(
-            "node",
+        await run_node(
             # Of itself from version 22 on.
             "--experimental-websocket",
             "--test",
             "timeline.test.mjs",
-            cwd=project,
-            env={**os.environ, "DIALOGUE_URL": f"http://{address}", "NODE_ENV": "development"},
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+            folder=project,
+            environment={"DIALOGUE_URL": f"http://{address}", "NODE_ENV": "development"},
         )
-        try:
-            output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-    assert process.returncode == 0, output.decode()
