@@ -1,7 +1,6 @@
 """The load generator: publishers over raw sockets, in a process of its own: ``python -m tests.bench.load PLAN``.
 
-It must not be the limit of what it measures. So it does its own WebSocket framing, searches bytes instead of parsing
-JSON, and masks its frames with zeros, which leaves the payload as it is.
+It must not be the limit of what it measures: it searches bytes instead of parsing JSON (see also `tests.bench.wire`).
 
 A publisher keeps a number of triggers in flight: it answers a frame that holds k acks by one that holds k triggers.
 """
@@ -9,16 +8,15 @@ A publisher keeps a number of triggers in flight: it answers a frame that holds 
 from __future__ import annotations
 
 import asyncio
-import base64
 import sys
 import time
 from collections import deque
-from functools import partial
 from random import getrandbits
-from typing import cast
 
 import msgspec
 import uvloop
+
+from .wire import Connection, open_connection
 
 SETTLE_SECONDS = 30.0
 """How long the answers to what is in flight may take."""
@@ -81,72 +79,39 @@ TEXTS = [
 ]
 
 
-class Publisher(asyncio.Protocol):
+class Publisher(Connection):
     """One connection with its triggers in flight."""
 
-    def __init__(self, plan: Plan, index: int, ready: asyncio.Future[None]) -> None:
+    def __init__(self, plan: Plan, index: int) -> None:
+        super().__init__()
         self.plan = plan
         self.room = b"bench:%d" % (index % plan.rooms)
         self.user = b"user-%d" % index
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.sent = 0
         self.acked = 0
         self.wrong = 0
         self.is_measured = False
         self.latencies: list[tuple[float, int]] = []
-        self._ready = ready
-        self._is_open = False
         self._is_ended = False
-        self._buffer = b""
         self._due: deque[tuple[float, int]] = deque()
-        self._tail = b"}"
-        self._transport = cast(asyncio.Transport, None)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        key = base64.b64encode(b"0123456789abcdef")
-        self._transport.write(
-            b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n" % key
+    def on_open(self) -> None:
+        subscription = b"" if self.plan.is_subscribed else b',"events":[]'
+        self.send(
+            b'[{"type":"connect","ref":1,"auth":{"user_id":"%b"}},{"type":"join","ref":2,"room":"%b"%b}]'
+            % (self.user, self.room, subscription)
         )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._ready.done():
-            self._ready.set_exception(ConnectionError(f"the server closed the connection: {self._buffer!r}"))
+        super().connection_lost(exc)
+        if not self.ready.done():
+            self.ready.set_exception(ConnectionError("the server closed the connection"))
 
-    def data_received(self, data: bytes) -> None:
-        data = self._buffer + data if self._buffer else data
-        if not self._is_open:
-            end = data.find(b"\r\n\r\n")
-            if end < 0:
-                self._buffer = data
-                return
-            self._is_open = True
-            data = data[end + 4 :]
-            subscription = b"" if self.plan.is_subscribed else b',"events":[]'
-            self._send(
-                b'[{"type":"connect","ref":1,"auth":{"user_id":"%b"}},{"type":"join","ref":2,"room":"%b"%b}]'
-                % (self.user, self.room, subscription)
-            )
-        start = 0
-        while True:
-            if len(data) - start < 2:
-                break
-            size, head = data[start + 1], 2
-            if size == 126:
-                size, head = int.from_bytes(data[start + 2 : start + 4], "big"), 4
-            elif size == 127:
-                size, head = int.from_bytes(data[start + 2 : start + 10], "big"), 10
-            end = start + head + size
-            if len(data) < end:
-                break
-            self._on_frame(data[start + head : end])
-            start = end
-        self._buffer = data[start:]
-
-    def _on_frame(self, frame: bytes) -> None:
-        if not self._ready.done():
+    def on_frame(self, frame: bytes) -> None:
+        if not self.ready.done():
             if b'"type":"joined"' in frame:
-                self._ready.set_result(None)
+                self.ready.set_result(None)
             return
         acks = frame.count(b'"type":"ok"')
         if b'"type":"error"' in frame:
@@ -197,28 +162,14 @@ class Publisher(asyncio.Protocol):
         if self.plan.is_single:
             self._due.extend((now, 1) for _ in triggers)
             for trigger in triggers:
-                self._send(trigger)
+                self.send(trigger)
         else:
             self._due.append((now, count))
-            self._send(b"[" + b",".join(triggers) + b"]")
-
-    def _send(self, payload: bytes) -> None:
-        size = len(payload)
-        if size < 126:
-            head = bytes((0x81, 0x80 | size))
-        elif size < 65_536:
-            head = b"\x81\xfe" + size.to_bytes(2, "big")
-        else:
-            head = b"\x81\xff" + size.to_bytes(8, "big")
-        self._transport.write(head + b"\0\0\0\0" + payload)
+            self.send(b"[" + b",".join(triggers) + b"]")
 
     def end(self) -> None:
         """Publish nothing more."""
         self._is_ended = True
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._transport.close()
 
 
 async def run(plan: Plan) -> Result:
@@ -227,15 +178,13 @@ async def run(plan: Plan) -> Result:
     Raises:
         TimeoutError: Something was not answered within `SETTLE_SECONDS`.
     """
-    loop = asyncio.get_running_loop()
     publishers: list[Publisher] = []
     for index in range(plan.publishers):
-        ready: asyncio.Future[None] = loop.create_future()
-        publisher = Publisher(plan, index, ready)
+        publisher = Publisher(plan, index)
         publishers.append(publisher)
         async with asyncio.timeout(SETTLE_SECONDS):
-            await loop.create_connection(partial(_same, publisher), "127.0.0.1", plan.port)
-            await ready
+            await open_connection(publisher, plan.port)
+            await publisher.ready
     for publisher in publishers:
         publisher.publish(plan.in_flight)
     await asyncio.sleep(plan.warm_up_seconds)
@@ -263,10 +212,6 @@ async def run(plan: Plan) -> Result:
         p99_ms=percentile(latencies, 0.99) * 1000,
         busy=busy / elapsed,
     )
-
-
-def _same(publisher: Publisher) -> Publisher:
-    return publisher
 
 
 def percentile(weighted: list[tuple[float, int]], share: float) -> float:
