@@ -6,15 +6,22 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+WriteNowait = Callable[[bytes], bool]
+"""Writes a frame in its wire form to the transport; returns False, having written nothing, if that cannot be now."""
+
+_FINAL_TEXT = 0x81
+"""The first byte of an unfragmented, uncompressed text frame (RFC 6455, section 5.2)."""
+
 
 class Frame:
-    """An encoded server frame, shared by all who get it: the text that ASGI wants is made once."""
+    """An encoded server frame, shared by all who get it: each form that it is sent in is made once."""
 
-    __slots__ = ("_text", "data")
+    __slots__ = ("_text", "_wire", "data")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self._text: str | None = None
+        self._wire: bytes | None = None
 
     @property
     def text(self) -> str:
@@ -22,6 +29,20 @@ class Frame:
         if self._text is None:
             self._text = self.data.decode()
         return self._text
+
+    @property
+    def wire(self) -> bytes:
+        """The frame as a server's WebSocket text frame: the shortest header (RFC 6455, section 5.2), no mask."""
+        if self._wire is None:
+            size = len(self.data)
+            if size < 126:
+                head = bytes((_FINAL_TEXT, size))
+            elif size < 65_536:
+                head = bytes((_FINAL_TEXT, 126)) + size.to_bytes(2, "big")
+            else:
+                head = bytes((_FINAL_TEXT, 127)) + size.to_bytes(8, "big")
+            self._wire = head + self.data
+        return self._wire
 
 
 class Outbox:
@@ -31,8 +52,13 @@ class Outbox:
     once. Answers that the reader asked for (joins, pages) do not count: instead no further command is read while
     they are above the mark (`wait_below_mark`), so that what waits is bounded by the mark and the answers in flight.
 
+    A frame that nothing waits before goes straight to the transport where there is *write_nowait*; once it says no,
+    frames wait here and are sent by *send*, until nothing waits again. So the order is the order of `put_nowait`, and
+    what the transport buffers is bounded by its high-water mark and the frame that passes it, whichever way is taken.
+
     Args:
         send: Sends one frame; may wait for the peer. An exception ends the outbox.
+        write_nowait: See `WriteNowait`; None to send everything by *send*.
         limit_bytes: Most live bytes that may wait.
         on_overflow: Told once; must close the connection.
     """
@@ -46,14 +72,21 @@ class Outbox:
         "_on_overflow",
         "_queue",
         "_send",
+        "_write_nowait",
         "live_bytes",
         "total_bytes",
     )
 
     def __init__(
-        self, send: Callable[[Frame], Awaitable[None]], *, limit_bytes: int, on_overflow: Callable[[], None]
+        self,
+        send: Callable[[Frame], Awaitable[None]],
+        *,
+        limit_bytes: int,
+        on_overflow: Callable[[], None],
+        write_nowait: WriteNowait | None = None,
     ) -> None:
         self._send = send
+        self._write_nowait = write_nowait
         self._limit = limit_bytes
         self._on_overflow = on_overflow
         self._queue: deque[tuple[Frame, bool]] = deque()
@@ -67,8 +100,11 @@ class Outbox:
         self.total_bytes = 0
 
     def put_nowait(self, frame: Frame, *, is_live: bool = True) -> None:
-        """Queue *frame*; dropped when the outbox is closed, for the connection is going away."""
+        """Send *frame*, or queue it; dropped when the outbox is closed, for the connection is going away."""
         if self._is_closed:
+            return
+        # What is being sent counts as waiting, so nothing passes it.
+        if self._write_nowait is not None and not self.total_bytes and self._write_nowait(frame.wire):
             return
         size = len(frame.data)
         self._queue.append((frame, is_live))

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from ..errors import StartError
-from .guarded_socket import guarded_socket
 from .handshake import guarded_http
 from .listening import listen
+from .uvicorn_socket import uvicorn_socket
 from .websocket import is_loopback
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def make_config(dialogue: Dialogue, app: FastAPI) -> uvicorn.Config:
             logger=dialogue.logger,
         ),
         lifespan="off",  # entered by `Serving`
-        ws=guarded_socket(bytes_before_connect=limits.frame_before_connect_bytes, logger=dialogue.logger),
+        ws=uvicorn_socket(bytes_before_connect=limits.frame_before_connect_bytes, logger=dialogue.logger),
         ws_max_size=limits.frame_bytes,
         ws_per_message_deflate=False,  # costs 33 KB a connection
         ws_ping_interval=None,  # the protocol has its own ping, which a browser's page can see

@@ -29,7 +29,7 @@ from .commands import Commands
 from .handles import Client, Identity, RoomHandle
 from .hub import Hub
 from .memberships import Memberships
-from .outbox import Frame, Outbox
+from .outbox import Frame, Outbox, WriteNowait
 from .rates import RatesOfUser, connection_rates, spend
 from .stopping import FAREWELL
 from .submissions import Outcome, Submission, ack_of
@@ -48,6 +48,10 @@ class Transport(Protocol):
     """The socket under a session."""
 
     close_code: int | None
+
+    @property
+    def write_nowait(self) -> WriteNowait | None:
+        """Writes a frame past `send`; None where there is no such way."""
 
     async def receive(self) -> str | bytes | None:
         """Return the next frame (text, or bytes for a binary one); None when the peer has gone."""
@@ -87,7 +91,10 @@ class Session:
         self.request = request
         self.known_identity = known_identity
         self._outbox = Outbox(
-            transport.send, limit_bytes=hub.limits.outbox_bytes, on_overflow=self._on_overflow
+            transport.send,
+            limit_bytes=hub.limits.outbox_bytes,
+            on_overflow=self._on_overflow,
+            write_nowait=transport.write_nowait,
         )
         self.client = Client(self, secrets.token_hex(8))
         self.identity = Identity(self.client.client_id)

@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from .guarded_socket import EXTENSION
 from .handles import Identity
 from .hub import Hub
-from .outbox import Frame
+from .outbox import Frame, WriteNowait
 from .session import Session
+from .uvicorn_socket import EXTENSION, SocketExtension
 
 _GONE_SECONDS = 1.0
 """How long a refused connection has to go."""
@@ -28,10 +28,11 @@ _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 
 class AsgiTransport:
-    """A session's socket over plain ASGI: works under any server."""
+    """A session's socket over ASGI: works under any server, and knows what Dialogue's own can do besides."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
+        self._extension: SocketExtension | None = websocket.scope.get("extensions", {}).get(EXTENSION)
         self.close_code: int | None = None
 
     async def receive(self) -> str | bytes | None:
@@ -49,9 +50,13 @@ class AsgiTransport:
 
     def allow_large_frames(self) -> None:
         """Take frames of the full size from now on, where the server under us bounds them itself."""
-        lift = self._websocket.scope.get("extensions", {}).get(EXTENSION)
-        if lift is not None:
-            lift()
+        if self._extension is not None:
+            self._extension.allow_large_frames()
+
+    @property
+    def write_nowait(self) -> WriteNowait | None:
+        """Writes a frame without ASGI; None where the server under us has no such way."""
+        return None if self._extension is None else self._extension.write_nowait
 
     async def send(self, frame: Frame) -> None:
         """Send one frame; waits while the peer's buffers are full."""

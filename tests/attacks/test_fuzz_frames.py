@@ -19,7 +19,7 @@ from dialogue import Dialogue, History, Identity, Limits, RoomConfig, define_eve
 from dialogue.config import DirectRoom
 from dialogue.errors import COMMAND_ERRORS
 from dialogue.protocol import BadCommand, decode_frame
-from dialogue.server.outbox import Frame
+from dialogue.server.outbox import Frame, WriteNowait
 from dialogue.server.session import Session
 
 from ..rates import UNRATED
@@ -159,6 +159,7 @@ class ListTransport:
     def __init__(self) -> None:
         self.close_code: int | None = None
         self.closed_with: int | None = None
+        self.write_nowait: WriteNowait | None = None
         self.received: asyncio.Queue[str | None] = asyncio.Queue()
         self.messages: list[dict[str, Any]] = []
 

@@ -12,10 +12,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from dialogue import Dialogue, History, RoomConfig, define_event
+from dialogue.server.uvicorn_socket import uvicorn_socket
 
 message = define_event("message", history=History(limit=5))
 note = define_event("note", history=History(limit=5))
@@ -23,6 +25,17 @@ typing_event = define_event("typing")
 
 WS_PROTOCOL = os.environ.get("DIALOGUE_TEST_WS", "websockets-sansio")
 """Which of uvicorn's WebSocket protocols the tests run over."""
+
+
+def own_socket(dialogue: Dialogue) -> type[WebSocketsSansIOProtocol]:
+    """Return the protocol that ``dialogue run`` gives to uvicorn, whose outboxes write straight to the transport."""
+    return uvicorn_socket(
+        bytes_before_connect=dialogue.limits.frame_before_connect_bytes, logger=dialogue.logger
+    )
+
+
+is_straight = False
+"""Whether `serve` takes `own_socket` for a Dialogue unless told otherwise; set by `both_outboxes`."""
 
 
 def rooms(**overrides: Any) -> dict[str, RoomConfig]:
@@ -40,7 +53,8 @@ async def serve(app: Any, *, sock: socket.socket | None = None, **settings: Any)
     """Serve a Dialogue (or any ASGI app) and yield its address, ``127.0.0.1:PORT``; *settings* are uvicorn's."""
     s = sock or _socket()
     asgi = app.app if isinstance(app, Dialogue) else app
-    settings = {"ws": WS_PROTOCOL, "ws_ping_interval": None} | settings
+    socket_type = own_socket(app) if is_straight and isinstance(app, Dialogue) else WS_PROTOCOL
+    settings = {"ws": socket_type, "ws_ping_interval": None} | settings
     config = uvicorn.Config(asgi, host="127.0.0.1", port=0, log_config=None, **settings)
     server = uvicorn.Server(config)
     # Signal handlers belong to the test runner.

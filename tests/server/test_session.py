@@ -24,6 +24,8 @@ from dialogue import (
 
 from .harness import Refused, message, note, rooms, serve, typing_event, wire
 
+pytestmark = pytest.mark.usefixtures("both_outboxes")
+
 
 @pytest.fixture(params=["memory", "sqlite"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> str | None:

@@ -1,18 +1,21 @@
-"""What ``dialogue run`` bounds on the socket itself: a frame before it has come, fragments, and pongs nobody reads."""
+"""What ``dialogue run`` does on the socket itself: bounds before a frame has come, and frames past ASGI."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
 from dialogue import Dialogue, Limits
-from dialogue.server.guarded_socket import FRAGMENTS, guarded_socket
+from dialogue.server.uvicorn_socket import FRAGMENTS
 
-from ..server.harness import eventually, rooms, serve, wire
+from ..server.harness import eventually, own_socket, rooms, serve, wire
 from .raw import CLOSE, CONT, PING, TEXT, RawSocket, frame, raw
 
 
@@ -76,12 +79,68 @@ async def test_who_asks_for_pongs_and_does_not_read_them_is_dropped() -> None:
             await asyncio.sleep(0)  # a write to what is gone waits for nothing
 
 
+class Counted:
+    """An ASGI application that counts what another one sends by ASGI, by type."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.sent: Counter[str] = Counter()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def counted(message: Any) -> None:
+            self.sent[message["type"]] += 1
+            await send(message)
+
+        await self.app(scope, receive, counted)
+
+
+@pytest.mark.parametrize("is_compressed", [False, True])
+async def test_frames_go_straight_to_the_transport(is_compressed: bool) -> None:
+    """The seam with this uvicorn holds: frames pass ASGI by, uncompressed also where compression was agreed on."""
+    dialogue = Dialogue(rooms(), limits=Limits(message_bytes=100_000))
+    counted = Counted(dialogue.app)
+    async with (
+        serve(counted, ws=own_socket(dialogue), ws_per_message_deflate=is_compressed) as address,
+        connect(f"ws://{address}/ws", compression="deflate" if is_compressed else None) as socket,
+    ):
+        assert bool(socket.protocol.extensions) is is_compressed
+        messages: list[dict[str, Any]] = []
+        commands: list[dict[str, Any]] = [
+            {"type": "connect", "auth": {"user_id": "alice"}},
+            {"type": "join", "room": "general"},
+            {"type": "trigger", "room": "general", "event": "message", "data": "x" * 70_000},
+        ]
+        for ref, command in enumerate(commands):
+            await socket.send(json.dumps({**command, "ref": ref}))
+            while not any(message.get("ref") == ref for message in messages):
+                messages += json.loads(await socket.recv())
+        assert [event["data"] for event in messages if event["type"] == "event"] == ["x" * 70_000]
+    assert counted.sent["websocket.accept"] == 1
+    assert not counted.sent["websocket.send"]
+
+
+async def test_nothing_is_written_behind_a_close_frame() -> None:
+    """A peer that has begun to close gets a close frame, and no events after it."""
+    dialogue = Dialogue(rooms())
+    async with served(dialogue) as address, wire(address) as alice, raw(address) as mallory:
+        await alice.ask("join", room="general")
+        await mallory.write(frame(TEXT, json.dumps({"type": "join", "ref": 1, "room": "general"}).encode()))
+        while (found := await mallory.read_frame()) is not None and b'"joined"' not in found[1]:
+            pass
+        await mallory.write(frame(CLOSE, (1000).to_bytes(2, "big")))
+        for _ in range(20):
+            await alice.trigger("general", "message", "x")
+        frames = []
+        while (found := await mallory.read_frame()) is not None:
+            frames.append(found[0])
+        assert frames.index(CLOSE) == len(frames) - 1
+
+
 async def test_another_uvicorn_is_told_of_once_and_works(caplog: pytest.LogCaptureFixture) -> None:
     """Where what the bounds need has been moved, the server says so once and goes on without them."""
     dialogue = Dialogue(rooms())
-    protocol = guarded_socket(bytes_before_connect=4096, logger=dialogue.logger)
 
-    class Moved(protocol):  # type: ignore[misc, valid-type]
+    class Moved(own_socket(dialogue)):  # type: ignore[misc]
         def _lower(self) -> None:
             raise AttributeError("'ServerProtocol' object has no attribute 'max_message_size'")
 

@@ -1,0 +1,115 @@
+"""uvicorn's WebSocket protocol as ``dialogue run`` has it: bounds before it is known who connects, a way past ASGI.
+
+A small subclass of its sans-I/O protocol, given to it by its public ``ws=`` setting. It does two things that ASGI has
+no words for: it refuses a frame by its declared size, before a byte of it is kept, and it lets the outbox give a
+ready-made frame to the transport. Under any other server a frame is judged when it is whole, and sent by ASGI.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from .outbox import WriteNowait
+
+EXTENSION = "dialogue.socket"
+"""Under which name the ASGI scope's ``extensions`` have a `SocketExtension`."""
+
+FRAGMENTS = 10_000
+"""Most fragments of one message. An empty one costs its sender six bytes, and the server a place in a list."""
+
+UNREAD_PONG_BYTES = 65_536
+"""Most bytes that wait for a peer that asks for pongs; one that does not read them is dropped."""
+
+
+class SocketExtension(NamedTuple):
+    """What the socket can do beside ASGI.
+
+    Attributes:
+        allow_large_frames: Lifts the bound on what is received; called once the peer is known.
+        write_nowait: Writes a frame to the transport, if the connection is open and the transport takes more.
+    """
+
+    allow_large_frames: Callable[[], None]
+    write_nowait: WriteNowait
+
+
+def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type[WebSocketsSansIOProtocol]:
+    """Return uvicorn's protocol with the bounds, and with a `SocketExtension` in its scopes.
+
+    Where a uvicorn release has moved what they need, that is logged once, and its protocol works without them.
+
+    Args:
+        bytes_before_connect: Largest message until `SocketExtension.allow_large_frames` is called.
+    """
+
+    class UvicornSocket(WebSocketsSansIOProtocol):
+        is_off = False
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._message_bytes: int | None = None
+            self._safely(self._lower)
+
+        def _lower(self) -> None:
+            self._message_bytes = self.conn.max_message_size
+            self.conn.max_message_size = min(
+                bytes_before_connect, self._message_bytes or bytes_before_connect
+            )
+
+        def _raise(self) -> None:
+            self.conn.max_message_size = self._message_bytes
+
+        def _offer(self) -> None:
+            extensions: dict[str, Any] = self.scope["extensions"]
+            extensions[EXTENSION] = SocketExtension(self._raise, self._straight())
+
+        def _straight(self) -> WriteNowait:
+            """Return what writes to the transport; all that it needs is looked up now, so that a lack shows here."""
+            conn, is_writable = self.conn, self.writable.is_set
+            is_closing, write = self.transport.is_closing, self.transport.write
+            is_open = type(conn.state).OPEN
+
+            def write_nowait(wire: bytes) -> bool:
+                # Before its upgrade, behind a close frame, and while the peer does not read, nothing may be written.
+                if conn.state is not is_open or not is_writable() or is_closing():
+                    return False
+                write(wire)
+                return True
+
+            return write_nowait
+
+        def handle_connect(self, event: Any) -> None:
+            super().handle_connect(event)
+            # The application's task has been made and has not begun.
+            if self.handshake_initiated and not self.close_sent:
+                self._safely(self._offer)
+
+        def handle_cont(self, event: Any) -> None:
+            super().handle_cont(event)
+            if len(self.frames) > FRAGMENTS:
+                self.conn.fail(1009, "too many fragments")
+                self.handle_parser_exception()
+
+        def handle_ping(self) -> None:
+            if self.transport.get_write_buffer_size() > UNREAD_PONG_BYTES:
+                self.transport.abort()
+                return
+            super().handle_ping()
+
+        def _safely(self, step: Callable[[], None]) -> None:
+            if UvicornSocket.is_off:
+                return
+            try:
+                step()
+            except AttributeError as error:
+                UvicornSocket.is_off = True
+                logger.warning(
+                    "this uvicorn is not known: frames go out by ASGI, and are bounded only when they are whole (%s)",
+                    error,
+                )
+
+    return UvicornSocket
