@@ -40,7 +40,7 @@ class Since(msgspec.Struct):
     epoch: str
 
 
-class Command(msgspec.Struct, tag_field="type", kw_only=True):
+class Command(msgspec.Struct, tag_field="type", kw_only=True, gc=False):
     """Base of all commands; unknown fields are ignored."""
 
     ref: Ref = None

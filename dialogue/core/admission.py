@@ -19,6 +19,7 @@ _ECHOING = {
     "union_tag_invalid": "Input tag does not match any of the expected tags",
     "uuid_parsing": "Input should be a valid UUID",
 }
+_N, _I, _BACKSLASH = b"NI\\"
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -51,12 +52,13 @@ def _is_surely_safe(encoded: bytes, max_depth: int) -> bool:
 
     Both write NaN and infinity as null (pydantic by its name, if a model says so) and refuse lone surrogates.
     """
+    # A single byte is found in a sixth of the time of a text, and few payloads have these; a level takes two bytes.
     return not (
-        b"null" in encoded
-        or b"NaN" in encoded
-        or b"Infinity" in encoded
-        or b"\\u0000" in encoded
-        or encoded.count(b"[") + encoded.count(b"{") > max_depth
+        encoded.find(b"null") >= 0
+        or (_N in encoded and encoded.find(b"NaN") >= 0)
+        or (_I in encoded and encoded.find(b"Infinity") >= 0)
+        or (_BACKSLASH in encoded and encoded.find(b"\\u0000") >= 0)
+        or (len(encoded) > 2 * max_depth and encoded.count(b"[") + encoded.count(b"{") > max_depth)
     )
 
 

@@ -194,7 +194,9 @@ class MemoryStore(Store):
             found = room.keys.get((draft.sender, draft.key)) if is_remembered else None
             if found is None:
                 replaced = self._change(room, draft)
-                found = self._record(room, draft, max(now, room.timestamp))._replace(replaced=replaced)
+                found = self._record(room, draft, max(now, room.timestamp))
+                if replaced:
+                    found = found._replace(replaced=replaced)
                 latest[draft.room_id, draft.sender, draft.key] = found
                 if is_remembered:
                     room.keys[draft.sender, draft.key] = found._replace(event=None, replaced=())
