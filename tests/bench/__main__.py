@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from . import runs
+from . import runs, speed_page
 from .report import Figure, show
 from .scenarios import FULL, MOMENT, SCENARIOS, Scale
 
@@ -30,6 +30,9 @@ def main(
     taken: Annotated[
         Path | None, typer.Option("--from", help="Run nothing; take the figures of a file of --json.")
     ] = None,
+    docs: Annotated[
+        bool, typer.Option(help="Write figures, tables and charts to docs/explanation, for these scenarios.")
+    ] = False,
     moment: Annotated[
         bool, typer.Option(help="Everything once and small; its figures mean nothing.")
     ] = False,
@@ -39,8 +42,16 @@ def main(
     unknown = [name for name in scenarios or () if name not in SCENARIOS]
     if unknown:
         raise typer.BadParameter(f"there is no scenario {unknown[0]!r}; choose among {', '.join(SCENARIOS)}")
+    if docs and moment:
+        raise typer.BadParameter("the figures of --moment mean nothing, so they do not go into --docs")
     earlier = runs.read(taken) if taken else None
     names = scenarios or list(earlier.scenarios if earlier else SCENARIOS)
+    if docs:
+        # Now, and not when everything has run.
+        try:
+            speed_page.check((speed_page.FOLDER / speed_page.PAGE).read_text(encoding="utf-8"), names)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
     found: dict[str, tuple[datetime, list[Figure]]] = {}
     try:
         if earlier is None:
@@ -52,6 +63,8 @@ def main(
             show(run.figures, title=f"{run.machine}, Python {run.python}")
             if json:
                 json.write_bytes(runs.encoded(run))
+            if docs:
+                speed_page.write(run, speed_page.FOLDER)
     if only_met and any(figure.is_met is False for figure in run.figures):
         raise typer.Exit(1)
 
