@@ -104,7 +104,7 @@ def figures(database: str, runs: dict[str, Best], *, at_least: float) -> list[Fi
                     what=f"{database}: {name}",
                     value=_speed(best),
                     unit="/s",
-                    against="headline",
+                    against=f"{database}: {HEADLINE}",
                     against_value=ours,
                     note=_note(best),
                 )

@@ -1,30 +1,30 @@
-"""What a benchmark found: figures with both sides of their ratio, as a table and as JSON."""
+"""What a benchmark found: figures with both sides of their ratio, and their table in a terminal."""
 
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
+from collections.abc import Sequence
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
 
-class Figure(msgspec.Struct, frozen=True):
+class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
     """One measurement, and what it is held against.
 
     Attributes:
         scenario: The scenario that it is of.
         what: What was measured.
         value: The result, in *unit*.
-        against: What it is compared with; empty for nothing.
+        against: What it is compared with; empty for nothing. Another figure of the scenario goes by its *what*.
         against_value: The other side of the ratio, in *unit*.
         at_least: The bound that *value* is to reach.
         at_most: The bound that *value* is not to pass.
         ratio_at_least: The bound that *value* / *against_value* is to reach.
         ratio_at_most: The bound that it is not to pass.
         note: What else is worth knowing, such as latencies.
+        versions: Of what it is compared with, by name, where no installed Python package tells it.
     """
 
     scenario: str
@@ -38,6 +38,7 @@ class Figure(msgspec.Struct, frozen=True):
     ratio_at_least: float | None = None
     ratio_at_most: float | None = None
     note: str = ""
+    versions: dict[str, str] = {}
 
     @property
     def ratio(self) -> float | None:
@@ -59,17 +60,20 @@ class Figure(msgspec.Struct, frozen=True):
 
     def bound(self) -> str:
         """Return the bounds in words."""
-        parts = [
-            f"{sign} {number(bound)}{suffix}"
-            for sign, bound, suffix in (
-                (">=", self.at_least, ""),
-                ("<=", self.at_most, ""),
-                (">=", self.ratio_at_least, " x"),
-                ("<=", self.ratio_at_most, " x"),
-            )
-            if bound is not None
-        ]
-        return ", ".join(parts)
+        parts = (_at_least(self.ratio_at_least, " ×"), _at_most(self.ratio_at_most, " ×"))
+        return ", ".join(part for part in (self.absolute_bound(), *parts) if part)
+
+    def absolute_bound(self) -> str:
+        """Return in words the bounds of the value itself."""
+        return ", ".join(part for part in (_at_least(self.at_least), _at_most(self.at_most)) if part)
+
+
+def _at_least(bound: float | None, suffix: str = "") -> str:
+    return "" if bound is None else f"at least {bound:,.10g}{suffix}"
+
+
+def _at_most(bound: float | None, suffix: str = "") -> str:
+    return "" if bound is None else f"at most {bound:,.10g}{suffix}"
 
 
 def number(value: float) -> str:
@@ -77,14 +81,16 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:,.2f}"
 
 
-def table(figures: list[Figure]) -> Table:
+def table(figures: Sequence[Figure], *, title: str) -> Table:
     """Return *figures* as a table."""
-    shown = Table(title=machine())
+    shown = Table(title=title)
     for head in ("scenario", "what", "value", "against", "ratio", "bound", "", "note"):
         shown.add_column(head, justify="right" if head in ("value", "ratio") else "left")
     marks = {True: "met", False: "MISSED", None: ""}
     for figure in figures:
-        against = f"{number(figure.against_value)} ({figure.against})" if figure.against_value else ""
+        against = (
+            f"{number(figure.against_value)} ({figure.against})" if figure.against_value is not None else ""
+        )
         shown.add_row(
             figure.scenario,
             figure.what,
@@ -98,16 +104,6 @@ def table(figures: list[Figure]) -> Table:
     return shown
 
 
-def machine() -> str:
-    """Return what the figures were measured on."""
-    return f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-
-
-def show(figures: list[Figure], *, json_path: Path | None) -> None:
-    """Print *figures*, and write them to *json_path* if one is given."""
-    Console(width=None if os.environ.get("COLUMNS") else 200).print(table(figures))
-    if json_path is None:
-        return
-    rows = [{**msgspec.to_builtins(f), "ratio": f.ratio, "is_met": f.is_met} for f in figures]
-    encoded = msgspec.json.encode({"machine": machine(), "figures": rows})
-    json_path.write_bytes(msgspec.json.format(encoded, indent=2) + b"\n")
+def show(figures: Sequence[Figure], *, title: str) -> None:
+    """Print *figures*."""
+    Console(width=None if os.environ.get("COLUMNS") else 200).print(table(figures, title=title))

@@ -32,7 +32,8 @@ def test_the_command_writes_json(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["ring", "--moment", "--json", str(path)], env={POSTGRES: None})
     assert done.exit_code == 0, done.output
     written = json.loads(path.read_text())
-    assert {figure["scenario"] for figure in written["figures"]} == {"ring"}
+    assert set(written["scenarios"]) == {"ring"}
+    assert {figure["scenario"] for figure in written["scenarios"]["ring"]["figures"]} == {"ring"}
     refused = CliRunner().invoke(cli, ["rings"])
     assert refused.exit_code == 2
     assert "rings" in refused.output
