@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import protocol
 from ..config import EventType
@@ -55,24 +55,6 @@ class Commands:
         self._has_asked = False
         self._reads: set[asyncio.Task[None]] = set()
         self._read_slots = asyncio.Semaphore(self._limits.reads_in_flight)
-        self._handlers: dict[type, Callable[[Any], Awaitable[None] | None]] = {
-            protocol.Connect: self._connect,
-            protocol.Join: self._join,
-            protocol.Leave: self._leave,
-            protocol.Subscribe: self._subscribe,
-            protocol.Unsubscribe: self._unsubscribe,
-            protocol.Trigger: self._trigger,
-            protocol.Edit: self._edit,
-            protocol.Delete: self._delete,
-            protocol.HistoryRead: self._history,
-            protocol.Rooms: self._rooms,
-            protocol.CreateRoom: self._create_room,
-            protocol.DeleteRoom: self._delete_room,
-            protocol.Presence: self._presence,
-            protocol.MarkRead: self._mark_read,
-            protocol.Unread: self._unread,
-            protocol.Pong: self._pong,
-        }
 
     def take(self, command: Any) -> Awaitable[None] | None:
         """Do what *command* says, or return what is left to await for it.
@@ -82,7 +64,7 @@ class Commands:
         Raises:
             CommandError: It is refused.
         """
-        return self._handlers[type(command)](command)
+        return self._HANDLERS[type(command)](self, command)
 
     def close(self) -> None:
         """Give up the reads that are running."""
@@ -332,3 +314,23 @@ class Commands:
             message["ref"] = command.ref
         message["unread"] = await self._hub.inbox.answer(self._session, command.rooms)
         self._session.send([protocol.encode_message(message)])
+
+    # Of the class: a bound method of each for each connection would be more than a kilobyte.
+    _HANDLERS: ClassVar[dict[type, Callable[[Commands, Any], Awaitable[None] | None]]] = {
+        protocol.Connect: _connect,
+        protocol.Join: _join,
+        protocol.Leave: _leave,
+        protocol.Subscribe: _subscribe,
+        protocol.Unsubscribe: _unsubscribe,
+        protocol.Trigger: _trigger,
+        protocol.Edit: _edit,
+        protocol.Delete: _delete,
+        protocol.HistoryRead: _history,
+        protocol.Rooms: _rooms,
+        protocol.CreateRoom: _create_room,
+        protocol.DeleteRoom: _delete_room,
+        protocol.Presence: _presence,
+        protocol.MarkRead: _mark_read,
+        protocol.Unread: _unread,
+        protocol.Pong: _pong,
+    }

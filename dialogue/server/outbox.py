@@ -56,23 +56,26 @@ class Outbox:
     frames wait here and are sent by *send*, until nothing waits again. So the order is the order of `put_nowait`, and
     what the transport buffers is bounded by its high-water mark and the frame that passes it, whichever way is taken.
 
+    Only while something waits is there a task that sends it: an idle connection costs none.
+
     Args:
-        send: Sends one frame; may wait for the peer. An exception ends the outbox.
-        write_nowait: See `WriteNowait`; None to send everything by *send*.
+        send: Sends one frame; may wait for the peer. An exception closes the outbox.
         limit_bytes: Most live bytes that may wait.
         on_overflow: Told once; must close the connection.
+        on_failed: Told of the exception that *send* raised; must end the connection.
+        write_nowait: See `WriteNowait`; None to send everything by *send*.
     """
 
     __slots__ = (
-        "_arrived",
         "_below_mark",
-        "_empty",
         "_is_closed",
         "_limit",
+        "_on_failed",
         "_on_overflow",
         "_queue",
         "_send",
         "_write_nowait",
+        "_writer",
         "live_bytes",
         "total_bytes",
     )
@@ -83,18 +86,18 @@ class Outbox:
         *,
         limit_bytes: int,
         on_overflow: Callable[[], None],
+        on_failed: Callable[[Exception], None],
         write_nowait: WriteNowait | None = None,
     ) -> None:
         self._send = send
-        self._write_nowait = write_nowait
         self._limit = limit_bytes
         self._on_overflow = on_overflow
-        self._queue: deque[tuple[Frame, bool]] = deque()
-        self._arrived = asyncio.Event()
-        self._below_mark = asyncio.Event()
-        self._below_mark.set()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._on_failed = on_failed
+        self._write_nowait = write_nowait
+        # None where nothing waits: a deque alone is three quarters of a kilobyte.
+        self._queue: deque[tuple[Frame, bool]] | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._below_mark: asyncio.Event | None = None
         self._is_closed = False
         self.live_bytes = 0
         self.total_bytes = 0
@@ -106,13 +109,13 @@ class Outbox:
         # What is being sent counts as waiting, so nothing passes it.
         if self._write_nowait is not None and not self.total_bytes and self._write_nowait(frame.wire):
             return
+        if self._queue is None:
+            self._queue = deque()
         size = len(frame.data)
         self._queue.append((frame, is_live))
         self.total_bytes += size
-        self._empty.clear()
-        if self.total_bytes > self._limit:
-            self._below_mark.clear()
-        self._arrived.set()
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write(self._queue), name="dialogue-session-write")
         if is_live:
             self.live_bytes += size
             # A frame that finds nothing before it is not slow reading, whatever its size.
@@ -121,13 +124,24 @@ class Outbox:
                 self._on_overflow()
 
     def close(self) -> None:
-        """Drop what waits and take nothing more. May be called twice."""
+        """Drop what waits and take nothing more; what is being sent is not waited for. May be called twice."""
         self._is_closed = True
-        self._queue.clear()
+        if self._queue is not None:
+            self._queue.clear()
         self.live_bytes = self.total_bytes = 0
-        self._below_mark.set()
-        self._empty.set()
-        self._arrived.set()
+        self._tell_below_mark()
+
+    def cancel(self) -> None:
+        """Close, and give up what is being sent. May be called twice."""
+        self.close()
+        if self._writer is not None:
+            self._writer.cancel()
+
+    async def aclose(self) -> None:
+        """Close, and return when nothing is being sent any more. May be called twice."""
+        self.cancel()
+        if self._writer is not None:
+            await asyncio.wait({self._writer})
 
     @property
     def is_closed(self) -> bool:
@@ -141,25 +155,26 @@ class Outbox:
 
     async def wait_below_mark(self) -> None:
         """Return when at most the limit waits, answers included (at once when closed)."""
-        await self._below_mark.wait()
+        while self.is_above_mark:
+            if self._below_mark is None:
+                self._below_mark = asyncio.Event()
+            await self._below_mark.wait()
+
+    def _tell_below_mark(self) -> None:
+        if self._below_mark is not None:
+            self._below_mark.set()
+            self._below_mark = None
 
     async def wait_empty(self) -> None:
         """Return when everything was given to the transport (at once when closed)."""
-        await self._empty.wait()
+        while self._writer is not None and not self._is_closed:
+            await asyncio.wait({self._writer})
 
-    async def run(self) -> None:
-        """Send until closed.
-
-        Raises:
-            Exception: Whatever *send* raised; the outbox is closed then.
-        """
+    async def _write(self, queue: deque[tuple[Frame, bool]]) -> None:
+        """Send what is queued, until nothing is."""
         try:
-            while not self._is_closed:
-                if not self._queue:
-                    self._arrived.clear()
-                    await self._arrived.wait()
-                    continue
-                frame, is_live = self._queue.popleft()
+            while queue:
+                frame, is_live = queue.popleft()
                 # Counted until it is sent: a frame that the transport does not take is still memory.
                 await self._send(frame)
                 if self._is_closed:
@@ -169,8 +184,13 @@ class Outbox:
                 if is_live:
                     self.live_bytes -= size
                 if self.total_bytes <= self._limit:
-                    self._below_mark.set()
-                if not self.total_bytes:
-                    self._empty.set()
-        finally:
+                    self._tell_below_mark()
+        except Exception as error:
             self.close()
+            self._on_failed(error)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        finally:
+            # Nothing is awaited after the queue was found empty, so nothing is left behind.
+            self._writer = self._queue = None

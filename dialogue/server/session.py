@@ -94,6 +94,7 @@ class Session:
             transport.send,
             limit_bytes=hub.limits.outbox_bytes,
             on_overflow=self._on_overflow,
+            on_failed=self._on_send_failed,
             write_nowait=transport.write_nowait,
         )
         self.client = Client(self, secrets.token_hex(8))
@@ -107,8 +108,9 @@ class Session:
         self._connect_timer: asyncio.Timeout | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._close: tuple[int, str] | None = None
-        self._closing = asyncio.Event()
-        self._closed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        self._closing: asyncio.Future[None] = loop.create_future()
+        self._closed: asyncio.Future[None] = loop.create_future()
         self._is_pinged = False
         self._is_working = False
         limits, now = hub.limits, self.heard
@@ -133,10 +135,8 @@ class Session:
         if self.hub.is_stopping:
             self.close(protocol.CLOSE_GOING_AWAY, "the server is stopping")
         reader = asyncio.create_task(self._read(), name="dialogue-session-read")
-        writer = asyncio.create_task(self._outbox.run(), name="dialogue-session-write")
-        closing = asyncio.create_task(self._closing.wait(), name="dialogue-session-closing")
         try:
-            await asyncio.wait({reader, writer, closing}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, self._closing}, return_when=asyncio.FIRST_COMPLETED)
             if reader.done() and not reader.cancelled() and reader.exception() is not None:
                 self.hub.log.error("a connection failed", exc_info=reader.exception())
                 self.close(protocol.CLOSE_INTERNAL_ERROR, "internal error")
@@ -149,20 +149,18 @@ class Session:
             self.hub.inbox.disconnected(self)
             self._cancel_expiry()
             self._commands.close()
-            for task in (reader, writer, closing):
-                if task is not writer or self._outbox.is_closed:
-                    task.cancel()
-            farewell = self.hub.spawn(self._farewell(left, writer), name=FAREWELL)
+            reader.cancel()
+            farewell = self.hub.spawn(self._farewell(left), name=FAREWELL)
             # Whatever becomes of it, the hub tells: a stop that cancels it is no failure of the connection's.
             await asyncio.wait({farewell})
 
-    async def _farewell(self, left: Sequence[RoomHandle], writer: asyncio.Task[None]) -> None:
+    async def _farewell(self, left: Sequence[RoomHandle]) -> None:
         """End the socket, then tell the hooks. Runs as the hub's task: the server may cancel the session's own."""
         try:
-            await self._end_socket(writer)
+            await self._end_socket()
         finally:
             self.hub.connections.remove(self)
-            self._closed.set()
+            self._closed.set_result(None)
         for handle in left:
             await self.memberships.notify_left(handle)
         if self.is_connected:
@@ -227,7 +225,7 @@ class Session:
             if timer is not None and not self.is_connected and not self.is_closing:
                 timer.reschedule(asyncio.get_running_loop().time() + self.limits.connect_seconds)
 
-    async def _end_socket(self, writer: asyncio.Task[None]) -> None:
+    async def _end_socket(self) -> None:
         close = self._close
         if close is None and self._transport.close_code in protocol.CLOSES_BY_SERVER:
             # The server under us has closed it already.
@@ -237,9 +235,7 @@ class Session:
                 if close is not None and not self._outbox.is_closed:
                     # What was accepted and answered before the close still goes out: acks of a stopping server.
                     await self._outbox.wait_empty()
-                self._outbox.close()
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
+                await self._outbox.aclose()
                 if close is not None:
                     self.hub.metrics.closes.labels(str(close[0])).inc()
                     await self._transport.close(*close)
@@ -247,14 +243,17 @@ class Session:
             # The peer has gone, or does not read: the server drops the socket when the session returns.
             self.hub.log.debug("a connection ended without a close frame: %r", error)
         finally:
-            self._outbox.close()
-            writer.cancel()
+            self._outbox.cancel()
 
     def close(self, code: int, reason: str) -> None:
         """End the connection with *code*; the first call counts."""
         if self._close is None:
             self._close = (code, reason)
-            self._closing.set()
+            self._end()
+
+    def _end(self) -> None:
+        if not self._closing.done():
+            self._closing.set_result(None)
 
     @property
     def is_closing(self) -> bool:
@@ -263,7 +262,12 @@ class Session:
 
     async def wait_closed(self) -> None:
         """Return when the socket has ended."""
-        await self._closed.wait()
+        # Not awaited itself: whoever is cancelled while waiting must not cancel it for the others.
+        await asyncio.wait({self._closed})
+
+    def _on_send_failed(self, error: Exception) -> None:
+        self.hub.log.debug("a connection does not take frames any more: %r", error)
+        self._end()
 
     def _on_overflow(self) -> None:
         self.close(protocol.CLOSE_SLOW_CONSUMER, "too slow; reconnect and resume")

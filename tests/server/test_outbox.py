@@ -46,6 +46,7 @@ class Socket:
         self.sends = 0
         self.may_send = asyncio.Event()
         self.overflows = 0
+        self.failures: list[Exception] = []
 
     def write_nowait(self, wire: bytes) -> bool:
         if self.is_writable:
@@ -63,7 +64,11 @@ class Socket:
     def outbox(self, *, limit_bytes: int = 100, is_straight: bool = True) -> Outbox:
         write_nowait = self.write_nowait if is_straight else None
         return Outbox(
-            self.send, limit_bytes=limit_bytes, on_overflow=self.overflowed, write_nowait=write_nowait
+            self.send,
+            limit_bytes=limit_bytes,
+            on_overflow=self.overflowed,
+            on_failed=self.failures.append,
+            write_nowait=write_nowait,
         )
 
 
@@ -85,19 +90,51 @@ async def test_nothing_passes_what_waits_or_is_being_sent() -> None:
     outbox.put_nowait(Frame(b"one"))
     socket.is_writable = True
     outbox.put_nowait(Frame(b"two"))
-    async with asyncio.TaskGroup() as group:
-        running = group.create_task(outbox.run())
-        while not socket.sends:
-            await asyncio.sleep(0)
-        outbox.put_nowait(Frame(b"three"))  # while "one" is being sent
-        assert not socket.taken
-        socket.may_send.set()
-        await outbox.wait_empty()
-        outbox.put_nowait(Frame(b"four"))
-        assert socket.taken == [b"one", b"two", b"three", b"four"]
-        assert socket.sends == 3
-        outbox.close()
-        await running
+    while not socket.sends:
+        await asyncio.sleep(0)
+    outbox.put_nowait(Frame(b"three"))  # while "one" is being sent
+    assert not socket.taken
+    socket.may_send.set()
+    await outbox.wait_empty()
+    outbox.put_nowait(Frame(b"four"))
+    assert socket.taken == [b"one", b"two", b"three", b"four"]
+    assert socket.sends == 3
+
+
+async def test_a_send_that_fails_ends_the_outbox() -> None:
+    """Whoever owns the connection is told; what waited behind is dropped, and nothing more is taken."""
+
+    async def fail(frame: Frame) -> None:
+        raise ConnectionError("gone")
+
+    socket = Socket()
+    outbox = Outbox(fail, limit_bytes=100, on_overflow=socket.overflowed, on_failed=socket.failures.append)
+    outbox.put_nowait(Frame(b"one"))
+    outbox.put_nowait(Frame(b"two"))
+    await outbox.wait_empty()
+    await asyncio.sleep(0)
+    outbox.put_nowait(Frame(b"three"))
+    assert [str(error) for error in socket.failures] == ["gone"]
+    assert outbox.is_closed
+    assert not outbox.total_bytes
+
+
+async def test_closing_ends_what_is_being_sent() -> None:
+    """A peer that does not read keeps no task alive, and whoever waits for the mark goes on."""
+    socket = Socket()
+    socket.is_writable = False
+    outbox = socket.outbox(limit_bytes=2)
+    outbox.put_nowait(Frame(b"one"), is_live=False)
+    waiting = asyncio.create_task(outbox.wait_below_mark())
+    while not socket.sends:
+        await asyncio.sleep(0)
+    assert outbox.is_above_mark
+    assert not waiting.done()
+    await outbox.aclose()
+    await waiting
+    await outbox.wait_empty()
+    assert (socket.taken, socket.failures, outbox.total_bytes) == ([], [], 0)
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "dialogue-session-write"] == []
 
 
 @pytest.mark.parametrize("is_straight", [False, True])
@@ -124,7 +161,6 @@ def test_the_order_is_that_of_the_puts(steps: list[str]) -> None:
         socket = Socket()
         socket.may_send.set()
         outbox = socket.outbox(limit_bytes=10_000)
-        running = asyncio.create_task(outbox.run())
         put: list[bytes] = []
         for step in steps:
             if step == "put":
@@ -136,7 +172,5 @@ def test_the_order_is_that_of_the_puts(steps: list[str]) -> None:
                 socket.is_writable = step == "go"
         await outbox.wait_empty()
         assert socket.taken == put
-        outbox.close()
-        await running
 
     asyncio.run(scenario())
