@@ -37,8 +37,8 @@ const TOO_FAST = new Set(["RATE_LIMITED", "BACKPRESSURE"]);
 /** What a server's refusal of `connect` says about any further try with the same credentials. */
 const FINAL_REFUSALS = new Set(["UNAUTHENTICATED", "INVALID_REQUEST", "PERMISSION_DENIED"]);
 
-/** Reasons for which a room that was joined before is asked for again, not given up. */
-const JOIN_LATER = new Set([...OUTCOME_UNKNOWN, ...TOO_FAST]);
+/** Reasons that pass: what was refused for one is asked for again, not given up. */
+const PASSING = new Set([...OUTCOME_UNKNOWN, ...TOO_FAST]);
 
 /**
  * Rooms that are resumed at a time. All at once, those of many rooms could cost more errors than
@@ -221,6 +221,57 @@ class Live {
       this.#isNotifying = false;
       this.#listeners.emit();
     });
+  }
+}
+
+/**
+ * A request that is made until it is answered: one at a time, with growing pauses while the server
+ * cannot answer.
+ */
+class Question {
+  #source;
+  #isAsking = false;
+  #isWanted = false;
+  #failures = 0;
+  #timer = null;
+
+  /**
+   * @param source `request()` and its promise, `retryMs(error, failures)`, and `onError(error)` for
+   *   a refusal that no further try would change
+   */
+  constructor(source) {
+    this.#source = source;
+  }
+
+  /** Asks now. One that is on its way already goes again with what a lost connection left. */
+  ask() {
+    this.#isWanted = true;
+    clearTimeout(this.#timer);
+    if (this.#isAsking) return;
+    this.#isAsking = true;
+    this.#source.request().then(
+      () => {
+        this.#isAsking = false;
+        this.#failures = 0;
+      },
+      (error) => {
+        this.#isAsking = false;
+        this.#failed(error);
+      },
+    );
+  }
+
+  #failed(error) {
+    if (!this.#isWanted || ["DISCONNECTED", "NOT_JOINED"].includes(error.code)) return;
+    if (PASSING.has(error.code)) {
+      this.#timer = later(() => this.ask(), this.#source.retryMs(error, this.#failures++));
+    } else this.#source.onError(error);
+  }
+
+  /** No further try; what is on its way may still be answered. */
+  stop() {
+    this.#isWanted = false;
+    clearTimeout(this.#timer);
   }
 }
 
@@ -1223,7 +1274,7 @@ class HttpLink extends Link {
     try {
       answer = await this.#callEvents(room, { after, epoch, events });
     } catch (error) {
-      if (isStale() || !(error instanceof Refusal) || JOIN_LATER.has(error.wire.code)) throw error;
+      if (isStale() || !(error instanceof Refusal) || PASSING.has(error.wire.code)) throw error;
       if (error.wire.code !== "UNAUTHENTICATED") {
         this.#pass(room, { type: "left", room: room.id, reason: error.wire.code });
         return;
@@ -1386,9 +1437,8 @@ class DialogueClient {
   #onRoomUpdated = new Listeners();
   #onRoomDeleted = new Listeners();
   #onUnread = new Listeners();
-  /** The request for all unread counts that is on its way, or waits to be made again. */
-  #asksUnread = false;
-  #unreadTimer = null;
+  /** Pushes are not repeated: after a lost connection all counts are asked for. */
+  #allUnread = this._question({ type: "unread" }, { take: ({ unread }) => this.#onUnread.emit(unread) });
 
   #wake = (event) => this.#wakeUp(event);
 
@@ -1865,7 +1915,7 @@ class DialogueClient {
     clearTimeout(this.#attemptTimer);
     clearTimeout(this.#retryTimer);
     this.#retryTimer = null;
-    clearTimeout(this.#unreadTimer);
+    this.#allUnread.stop();
     this.#endProbe();
     for (const type of WAKE_EVENTS) wakeTarget(type)?.removeEventListener?.(type, this.#wake);
     this.#link?.close();
@@ -1971,25 +2021,9 @@ class DialogueClient {
     this.#opening?.resolve();
     this.#opening = null;
     link.hold();
-    if (resumed && this.#onUnread.size > 0) this.#askUnread();
+    if (resumed && this.#onUnread.size > 0) this.#allUnread.ask();
     this.#setState("connected");
     this.#onConnect.emit({ clientId: this.clientId, userId: this.userId, resumed });
-  }
-
-  /** Pushes are not repeated: after a lost connection all counts are asked for, once. */
-  #askUnread() {
-    if (this.#asksUnread) return; // one that waits for its answer goes again with the rest
-    this.#asksUnread = true;
-    const answered = this._request({ type: "unread" }, { take: ({ unread }) => this.#onUnread.emit(unread) });
-    answered.then(
-      () => (this.#asksUnread = false),
-      (error) => {
-        this.#asksUnread = false;
-        if (error.code === "DISCONNECTED") return;
-        if (!JOIN_LATER.has(error.code)) this.#onError.emit(error);
-        else this.#unreadTimer = later(() => this.#askUnread(), this._retryMs(error));
-      },
-    );
   }
 
   #refused(message, link) {
@@ -2115,14 +2149,18 @@ class DialogueClient {
     request.resolve(message);
   }
 
-  /** @internal How long to wait before the same is asked again. */
-  _retryMs(error, tries = 1) {
-    return Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
+  /** @internal The same as a question; what is refused for good belongs to no call. */
+  _question(command, options) {
+    return new Question({
+      request: () => this._request(command, options),
+      retryMs: (error, failures) => this.#retryMs(error, failures),
+      onError: (error) => this.#onError.emit(error),
+    });
   }
 
-  /** @internal For what belongs to no call. */
-  _trouble(error) {
-    this.#onError.emit(error);
+  /** How long to wait before the same is asked again. */
+  #retryMs(error, tries) {
+    return Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
   }
 
   #triggerAgain(request, error) {
@@ -2138,7 +2176,7 @@ class DialogueClient {
     room._pauseTimer ??= later(() => {
       room._pauseTimer = null;
       this.#flush(room);
-    }, this._retryMs(error, tries));
+    }, this.#retryMs(error, tries));
   }
 
   // ---- rooms
@@ -2214,7 +2252,7 @@ class DialogueClient {
     const link = this.#link;
     this.#resumesAtOnce = RESUMES_AFTER_REFUSAL;
     if (link.resumePause !== null) return;
-    const delay = this._retryMs(error, this.#resumeRefusals++);
+    const delay = this.#retryMs(error, this.#resumeRefusals++);
     link.resumePause = later(() => {
       link.resumePause = null;
       if (link === this.#link) this.#resumeMore();
@@ -2274,9 +2312,9 @@ class DialogueClient {
       // Nobody waits for it.
     } else if (room._cursor === null && !(isTooFast && room._joinSends > 1)) {
       this.#forget(room, error);
-    } else if (JOIN_LATER.has(error.code)) {
+    } else if (PASSING.has(error.code)) {
       if (isTooFast) this.#pauseResumes(error);
-      this.#joinLater(room, this._retryMs(error, room._joinFailures++));
+      this.#joinLater(room, this.#retryMs(error, room._joinFailures++));
     } else {
       this.#forget(room, error);
       room._onLeft.emit(error.code);
@@ -2485,9 +2523,7 @@ class Room {
   /** Who is in the room, kept up to date over lost connections, too, until it is closed or left. */
   presentUsers() {
     const live = new PresentUsers({
-      ask: (take) => this.#client._request({ type: "presence", room: this.id }, { room: this, take }),
-      retryMs: (error, tries) => this.#client._retryMs(error, tries),
-      onError: (error) => this.#client._trouble(error),
+      question: (take) => this.#client._question({ type: "presence", room: this.id }, { room: this, take }),
       onClose: () => this.#presents.delete(live),
     });
     if (this._closed) return live;
@@ -2741,44 +2777,27 @@ class Room {
  * it knew already. So changes are applied to a set.
  */
 class PresentUsers extends Live {
-  #source;
+  #question;
   /** At most MAX_PRESENT, or as many as the server has told at once. */
   #users = new Set();
   #count = 0;
   #told = 0;
-  #isAsking = false;
-  #failures = 0;
-  #timer = null;
 
-  constructor(source) {
-    super(source.onClose);
-    this.#source = source;
+  constructor({ question, onClose }) {
+    super(onClose);
+    this.#question = question((answer) => this.#answered(answer));
   }
 
   _value() {
     return { users: Object.freeze([...this.#users]), count: this.#count };
   }
 
-  /** Asks who is there. One that is on its way already goes again with what a lost connection left. */
   _ask() {
-    clearTimeout(this.#timer);
-    if (this.#isAsking || this._closed) return;
-    this.#isAsking = true;
-    this.#source.ask((answer) => this.#answered(answer)).then(
-      () => (this.#isAsking = false),
-      (error) => {
-        this.#isAsking = false;
-        if (this._closed || ["DISCONNECTED", "NOT_JOINED"].includes(error.code)) return;
-        if (JOIN_LATER.has(error.code)) {
-          this.#timer = later(() => this._ask(), this.#source.retryMs(error, this.#failures++));
-        } else this.#source.onError(error);
-      },
-    );
+    this.#question.ask();
   }
 
   #answered(answer) {
     if (this._closed) return;
-    this.#failures = 0;
     this.#users = new Set(answer.users);
     this.#told = this.#users.size;
     this.#count = answer.count ?? this.#told;
@@ -2804,7 +2823,7 @@ class PresentUsers extends Live {
   }
 
   _stop() {
-    clearTimeout(this.#timer);
+    this.#question.stop();
   }
 }
 
