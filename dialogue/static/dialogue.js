@@ -643,9 +643,6 @@ class Unreachable extends Error {
   }
 }
 
-/** A stream that stands and says nothing. */
-class HeldBack extends Error {}
-
 /** What a response that is not the answer asked for says. */
 function refusalFrom(response, text) {
   const { status } = response;
@@ -1070,35 +1067,32 @@ class HttpLink extends Link {
       request?.end();
       this.#waiting.shift()?.();
     };
+    const timeoutMs = Math.min(STREAM_OPENS_MS, this.#source.timeoutMs / 2);
+    const since = Date.now();
     try {
       release = await takeShare(this.#source.url.host);
       if (release === null || !this.alive) {
         end();
         return null;
       }
-      const timeoutMs = Math.min(STREAM_OPENS_MS, this.#source.timeoutMs / 2);
-      const since = Date.now();
-      try {
-        request = await this.#fetch({ path: pathOf(room.id, "events"), query, timeoutMs });
-        const { response } = request;
-        if (!response.ok) throw refusalFrom(response, await response.text());
-        const kind = response.headers.get("content-type") ?? "";
-        if (!kind.startsWith("text/event-stream")) throw new Unreachable("not a stream");
-        const stream = { end, heardAt: Date.now() };
-        stream.messages = messagesFrom(response.body, () => (stream.heardAt = this.#heardAt = Date.now()));
-        const { value: joined } = await stream.messages.next();
-        if (joined?.type !== "joined") throw new Unreachable("a stream that does not begin with joined");
-        request.opened();
-        stream.joined = joined;
-        return stream;
-      } catch (error) {
-        if (error instanceof Refusal || Date.now() - since < timeoutMs) throw error;
-        throw new HeldBack();
-      }
+      request = await this.#fetch({ path: pathOf(room.id, "events"), query, timeoutMs });
+      const { response } = request;
+      if (!response.ok) throw refusalFrom(response, await response.text());
+      const kind = response.headers.get("content-type") ?? "";
+      if (!kind.startsWith("text/event-stream")) throw new Unreachable("not a stream");
+      const stream = { end, heardAt: Date.now() };
+      stream.messages = messagesFrom(response.body, () => (stream.heardAt = this.#heardAt = Date.now()));
+      const { value: joined } = await stream.messages.next();
+      if (joined?.type !== "joined") throw new Unreachable("a stream that does not begin with joined");
+      request.opened();
+      stream.joined = joined;
+      return stream;
     } catch (error) {
       end();
-      if (!(error instanceof HeldBack)) throw error;
-      this.#mostStreams = 0; // of no use here; polls are, or the request that follows will tell
+      // One that stands and says nothing is held back: streams are of no use here. Polls are, or
+      // the request that follows will tell.
+      if (error instanceof Refusal || Date.now() - since < timeoutMs) throw error;
+      this.#mostStreams = 0;
       return null;
     }
   }
