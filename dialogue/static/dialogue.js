@@ -1018,22 +1018,12 @@ class HttpLink extends Link {
    */
   async #follow(room, query) {
     const { names } = room;
-    if (Array.isArray(names) && names.length === 0) {
-      const joined = await this.#callEvents(room, query);
-      this.#replace(room, { stream: null, isPolled: false });
-      Object.assign(joined, { events: [], subscriptions: [] });
-      room.took(joined);
-      return joined;
-    }
-    const stream = await this.#openStream(room, { ...query, events: names });
-    if (stream) {
-      const { joined } = stream;
-      this.#replace(room, { stream, isPolled: false });
-      room.took(joined);
-      return joined;
-    }
-    const joined = await this.#callEvents(room, { ...query, events: names });
-    this.#replace(room, { stream: null, isPolled: true });
+    const isSilent = Array.isArray(names) && names.length === 0;
+    const wanted = { ...query, events: names };
+    const stream = isSilent ? null : await this.#openStream(room, wanted);
+    const joined = stream?.joined ?? (await this.#callEvents(room, wanted));
+    if (isSilent) Object.assign(joined, { events: [], subscriptions: [] }); // which a query cannot ask for
+    this.#replace(room, { stream, isPolled: !stream && !isSilent });
     room.took(joined);
     room.polledAt = Date.now();
     return joined;
