@@ -785,6 +785,11 @@ class Followed {
   }
 }
 
+/** An event of an answer, as the message that would have brought it alone. */
+function eventIn(roomId, event) {
+  return { ...event, type: "event", room: roomId };
+}
+
 function isWantedBy(names, event) {
   if (names === "*") return true;
   return names.includes(event) || (names.length > 0 && (event === "$edit" || event === "$delete"));
@@ -1112,6 +1117,12 @@ class HttpLink extends Link {
     this._take([message]);
   }
 
+  /** What brings a room from its cursor to now. */
+  #passAll(room, { events, seq }) {
+    for (const event of events) this.#pass(room, eventIn(room.id, event));
+    room.seq = seq;
+  }
+
   #end(roomId) {
     const room = this.#rooms.get(roomId);
     this.#rooms.delete(roomId);
@@ -1154,7 +1165,7 @@ class HttpLink extends Link {
     // As on a socket the wider subscription begins here, not where the room was resumed.
     const missed = joined.events.filter((event) => isWantedBy(before, event.event));
     const ok = { type: "ok", room: roomId, subscriptions: joined.subscriptions, seq: room.passed };
-    return [...missed.map((event) => ({ ...event, type: "event", room: roomId })), ok];
+    return [...missed.map((event) => eventIn(roomId, event)), ok];
   }
 
   // ---- what no stream tells
@@ -1270,8 +1281,7 @@ class HttpLink extends Link {
       this.#lose(room.id);
       return;
     }
-    for (const event of answer.events) this.#pass(room, { ...event, type: "event", room: room.id });
-    room.seq = answer.seq;
+    this.#passAll(room, answer);
   }
 
   /** Gives a polled room a stream. */
@@ -1290,10 +1300,8 @@ class HttpLink extends Link {
       return;
     }
     this.#replace(room, { stream, isPolled: false });
-    for (const event of stream.joined.events) this.#pass(room, { ...event, type: "event", room: room.id });
-    if (room.isOver) return; // by what one of them did
-    room.seq = stream.joined.seq;
-    this.#read(room);
+    this.#passAll(room, stream.joined);
+    if (!room.isOver) this.#read(room); // unless what one of them did has ended it
   }
 
   /** What has changed since it was last told, and the answer itself. */
