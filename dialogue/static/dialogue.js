@@ -764,6 +764,9 @@ class Followed {
   epoch = null;
   /** The newest seq that may have been passed on when it was last opened. */
   passed = 0;
+  /** Who was in it when that was last told; null: nobody wants to know, or it was not told yet. */
+  present = null;
+  presenceAt = 0;
 
   constructor(id, names) {
     this.id = id;
@@ -777,6 +780,17 @@ class Followed {
     this.seq = joined.seq;
     this.epoch = joined.epoch;
     this.names = joined.subscriptions;
+  }
+
+  /** Takes in who is in it; returns messages: what has changed since that was last told. */
+  presenceChanges({ users, count }) {
+    const before = this.present;
+    this.present = new Set(users);
+    if (!before) return [];
+    const joined = [...this.present].filter((user) => !before.has(user));
+    const left = [...before].filter((user) => !this.present.has(user));
+    if (joined.length + left.length === 0) return [];
+    return [{ type: "presence", room: this.id, joined, left, count }];
   }
 
   end() {
@@ -835,9 +849,6 @@ class HttpLink extends Link {
   #ticker = null;
   #isPolling = false;
   #isChecking = false;
-  /** Who was in a room when it was last told, by room; only of rooms where someone wants to know. */
-  #present = new Map();
-  #presenceAt = new Map();
   #unread = null;
   #unreadAt = 0;
 
@@ -916,9 +927,10 @@ class HttpLink extends Link {
     if (type === "unread" && command.rooms?.length === 0) return [{ type, unread: {} }];
     const request = requestFor(command);
     const answer = await this.#call(request);
-    if (type === "presence") return this.#presenceFrom(room, answer);
     if (type === "unread" && command.rooms === undefined) this.#unread = answer.unread;
-    return [{ ...answer, type: request.answer ?? "ok" }];
+    const told = { ...answer, type: request.answer ?? "ok" };
+    if (type !== "presence") return [told];
+    return [...(this.#rooms.get(room)?.presenceChanges(answer) ?? []), told];
   }
 
   async #connect({ token, user_id, userId = user_id, ...others }) {
@@ -1126,8 +1138,6 @@ class HttpLink extends Link {
   #end(roomId) {
     const room = this.#rooms.get(roomId);
     this.#rooms.delete(roomId);
-    this.#present.delete(roomId);
-    this.#presenceAt.delete(roomId);
     room?.end();
   }
 
@@ -1247,17 +1257,11 @@ class HttpLink extends Link {
     const asked = [];
     for (const room of this.#rooms.values()) {
       if (room.isPolled) asked.push({ dueAt: room.polledAt + pollMs, ask: () => this.#pollRoom(room) });
+      if (!this.#source.watchesPresence(room.id)) room.present = null;
+      else asked.push({ dueAt: room.presenceAt + pollMs, ask: () => this.#pollPresence(room) });
     }
     if (!this.#source.watchesUnread()) this.#unread = null;
     else asked.push({ dueAt: this.#unreadAt + 5 * pollMs, ask: () => this.#pollUnread() });
-    const watched = this.#source.presenceRooms();
-    for (const roomId of this.#present.keys()) {
-      if (!watched.includes(roomId)) this.#present.delete(roomId);
-    }
-    for (const roomId of watched) {
-      const dueAt = (this.#presenceAt.get(roomId) ?? 0) + pollMs;
-      asked.push({ dueAt, ask: () => this.#pollPresence(roomId) });
-    }
     return asked;
   }
 
@@ -1304,23 +1308,10 @@ class HttpLink extends Link {
     if (!room.isOver) this.#read(room); // unless what one of them did has ended it
   }
 
-  /** What has changed since it was last told, and the answer itself. */
-  #presenceFrom(roomId, answer) {
-    const before = this.#present.get(roomId);
-    const users = new Set(answer.users);
-    this.#present.set(roomId, users);
-    const told = { ...answer, type: "presence", room: roomId };
-    if (!before) return [told];
-    const joined = [...users].filter((user) => !before.has(user));
-    const left = [...before].filter((user) => !users.has(user));
-    if (joined.length + left.length === 0) return [told];
-    return [{ type: "presence", room: roomId, joined, left, count: answer.count }, told];
-  }
-
-  async #pollPresence(roomId) {
-    this.#presenceAt.set(roomId, Date.now());
-    const answer = await this.#call({ path: pathOf(roomId, "presence") });
-    if (this.#rooms.has(roomId)) this._take(this.#presenceFrom(roomId, answer).slice(0, -1));
+  async #pollPresence(room) {
+    room.presenceAt = Date.now();
+    const answer = await this.#call({ path: pathOf(room.id, "presence") });
+    if (!room.isOver) this._take(room.presenceChanges(answer));
   }
 
   async #pollUnread() {
@@ -1713,8 +1704,7 @@ class DialogueClient {
       credentials: this.#credentials,
       pollMs: this.#limits.pollMs,
       timeoutMs: this.#limits.requestTimeoutMs,
-      presenceRooms: () =>
-        [...this.#rooms.values()].filter((room) => room._live && room._watchesPresence).map(({ id }) => id),
+      watchesPresence: (roomId) => this.#rooms.get(roomId)?._watchesPresence === true,
       watchesUnread: () => this.#onUnread.size > 0,
       onUnsendable: (fields) => this.#tellOfAuth(fields),
       ...callbacks,
@@ -2740,6 +2730,7 @@ class Room {
   }
 
   get _watchesPresence() {
+    if (!this._live) return false;
     return this.#onPresence.size > 0 || this.#presents.size > 0;
   }
 
