@@ -3271,7 +3271,6 @@ class Timeline extends Live {
     const last = this.#holes.at(-1);
     if (last && last === this.#newestHole && last.afterUid === uid) {
       last.throughSeq = throughSeq; // nothing has come between two absences
-      last.shown = null;
     } else {
       this.#newestHole = holeOf({ fromSeq, throughSeq, reason: "missed" }, uid, { after: fromSeq - 1 });
       this.#holes.push(this.#newestHole);
@@ -3379,7 +3378,7 @@ class Timeline extends Live {
     const isUnavailable = page.gap?.reason === "tier_unavailable";
     for (const hole of this.#holes) {
       // What is gone for good has its place above what has been found below it.
-      if (hole.afterUid === null && !isFillable(hole.reason) && fresh.length) placeHole(hole, fresh.at(-1).uid);
+      if (hole.afterUid === null && !isFillable(hole.reason) && fresh.length) hole.afterUid = fresh.at(-1).uid;
     }
     this.#holes = this.#holes.filter((hole) => hole.afterUid !== null || !isFillable(hole.reason));
     this.#recorded = merged(fresh, this.#recorded);
@@ -3472,7 +3471,6 @@ class Timeline extends Live {
     const { gap, next } = page;
     if (gap?.reason === "tier_unavailable") {
       hole.reason = gap.reason;
-      hole.shown = null;
       return true;
     }
     hole.reason = "missed";
@@ -3495,7 +3493,6 @@ class Timeline extends Live {
   #narrow(hole, fromSeq, throughSeq) {
     hole.fromSeq = fromSeq;
     hole.throughSeq = throughSeq;
-    hole.shown = null;
     if (fromSeq > throughSeq) this.#holes = this.#holes.filter((other) => other !== hole);
   }
 
@@ -3726,14 +3723,13 @@ function holeOf({ fromSeq, throughSeq, reason }, afterUid, query = null) {
   return { fromSeq, throughSeq, reason, afterUid, query, shown: null };
 }
 
-function placeHole(hole, afterUid) {
-  hole.afterUid = afterUid;
-  hole.shown = null;
-}
-
+/** What a snapshot shows of it: the same object until that changes. */
 function shownHole(hole) {
-  const { fromSeq, throughSeq, reason, afterUid } = hole;
-  hole.shown ??= Object.freeze({ fromSeq, throughSeq, reason, afterUid });
+  const { shown } = hole;
+  if (["fromSeq", "throughSeq", "reason", "afterUid"].some((name) => shown?.[name] !== hole[name])) {
+    const { fromSeq, throughSeq, reason, afterUid } = hole;
+    hole.shown = Object.freeze({ fromSeq, throughSeq, reason, afterUid });
+  }
   return hole.shown;
 }
 
