@@ -3531,7 +3531,7 @@ class Timeline extends Live {
     if (extra <= 0) return;
     if (!this.#isStarted) {
       // The first page is yet to come. If it is on its way it may end before what is dropped here.
-      this.#dropOldest(extra);
+      this.#drop(0, extra);
       this.#changes = null;
       return;
     }
@@ -3542,7 +3542,7 @@ class Timeline extends Live {
     for (let count = extra; count <= last; count += 1) {
       const query = this.#marks.get(this.#recorded[count].uid);
       if (query === undefined) continue;
-      this.#dropOldest(count);
+      this.#drop(0, count);
       this.#older = query;
       this.#hasOlder = true;
       return;
@@ -3556,15 +3556,7 @@ class Timeline extends Live {
     if (!known || (next === null && known === events[0])) return;
     let count = 0;
     while (count < this.#recorded.length && this.#recorded[count].seq < known.seq) count += 1;
-    if (count > 0) this.#dropOldest(count);
-  }
-
-  #dropOldest(count) {
-    const dropped = this.#recorded.splice(0, count);
-    this.#forget(dropped);
-    const uids = new Set(dropped.map((entry) => entry.uid));
-    this.#holes = this.#holes.filter((hole) => hole.afterUid !== null && !uids.has(hole.afterUid));
-    this._changed();
+    if (count > 0) this.#drop(0, count);
   }
 
   /** Drops the newest entries past the bound; they come back above the seq of the newest that is left. */
@@ -3573,18 +3565,21 @@ class Timeline extends Live {
     // What is a row without seq today was an event with one before it left the log: in a room with
     // such rows the place above a seq may be gone when it is asked for.
     if (extra <= 0 || this.#hasRows) return;
-    const dropped = this.#recorded.splice(this.#maxEntries, extra);
-    this.#forget(dropped);
-    const uids = new Set(dropped.map((entry) => entry.uid));
-    this.#holes = this.#holes.filter((hole) => !uids.has(hole.afterUid));
+    this.#drop(this.#maxEntries, extra);
     this.#leaveLiveEnd();
   }
 
-  #forget(entries) {
-    for (const { uid, seq } of entries) {
+  /** Drops entries, and the holes below them; the hole above them, too, if they are the oldest. */
+  #drop(at, count) {
+    const dropped = this.#recorded.splice(at, count);
+    const uids = new Set(at === 0 ? [null] : []);
+    for (const { uid, seq } of dropped) {
+      uids.add(uid);
       this.#seqs.delete(seq);
       this.#marks.delete(uid);
     }
+    this.#holes = this.#holes.filter((hole) => !uids.has(hole.afterUid));
+    this._changed();
   }
 
   #leaveLiveEnd() {
