@@ -4,7 +4,7 @@
  * A timeline is bounded: it drops what is far from where one reads and loads it again, so the
  * list holds at most MAX_ENTRIES rows, however much history is scrolled through.
  */
-import { clone, dayLabel, dayOf } from "./helpers.js";
+import { arrange, clone, dayLabel, dayOf } from "./helpers.js";
 import { MessageRow } from "./message-row.js";
 
 const PAGE_SIZE = 100;
@@ -361,18 +361,9 @@ export class MessageList {
     }
 
     const hadFocus = this.#list.contains(document.activeElement);
-    for (const element of [...this.#list.children]) {
-      if (wanted.has(element)) continue;
-      element.remove();
-      this.#rows.delete(element.dataset.uid);
-    }
+    arrange(this.#list, wanted); // a page or a message costs what it brings
+    for (const [uid, row] of this.#rows) if (!wanted.has(row.element)) this.#rows.delete(uid);
     for (const [key, element] of this.#gapRows) if (!wanted.has(element)) this.#gapRows.delete(key);
-    // What is in its place is passed over: a page or a message costs what it brings.
-    let place = this.#list.firstElementChild;
-    for (const element of wanted) {
-      if (element === place) place = place.nextElementSibling;
-      else this.#list.insertBefore(element, place);
-    }
     if (hadFocus && !this.#list.contains(document.activeElement)) this.element.focus({ preventScroll: true });
   }
 
