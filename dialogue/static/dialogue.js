@@ -1984,7 +1984,7 @@ class DialogueClient {
       this.#deafOpenings = OPENINGS_BEFORE_FALLBACK;
       this.#probes = 0;
       // Where one has opened before, the server was away: it is tried at once.
-      if (link.transport === "sse" && this.#transports.length > 1) {
+      if (link.transport === "sse") {
         if (this.#hasOpenedSocket) this.#probe();
         else this.#probeLater();
       }
