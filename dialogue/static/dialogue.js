@@ -1492,7 +1492,7 @@ class DialogueClient {
     return this.#onHistory.add(fn);
   }
 
-  /** `fn({clientId, userId, resumed})`, at every connection. */
+  /** `fn({clientId, userId, resumed})`, at every connection; over "sse" clientId is null. */
   onConnect(fn) {
     return this.#onConnect.add(fn);
   }
