@@ -394,6 +394,15 @@ function roomInfoFrom(wire) {
   };
 }
 
+/** Whether a page ends where a tier cannot be read now: the same may be asked for again. */
+function isUnreadable(gap) {
+  return gap?.reason === "tier_unavailable";
+}
+
+function notReadable() {
+  return new DialogueError("STORE_UNAVAILABLE", "a part of the history cannot be read now");
+}
+
 function presenceFrom(wire) {
   return Object.freeze({ users: Object.freeze([...wire.users]), count: wire.count ?? wire.users.length });
 }
@@ -2578,13 +2587,11 @@ class Room {
     const newestFirst = answer.events.reverse();
     // A page may end early; the offsets asked for are gone on with by its `next`.
     while (newestFirst.length < wanted && answer.next !== null) {
-      if (answer.gap?.reason === "tier_unavailable") break;
+      if (isUnreadable(answer.gap)) break;
       answer = await this.#history({ event, cursor: answer.next, limit: wanted - newestFirst.length });
       newestFirst.push(...answer.events.reverse());
     }
-    if (newestFirst.length < wanted && answer.gap?.reason === "tier_unavailable") {
-      throw new DialogueError("STORE_UNAVAILABLE", "a part of the history cannot be read now");
-    }
+    if (newestFirst.length < wanted && isUnreadable(answer.gap)) throw notReadable();
     return newestFirst.slice(0, wanted);
   }
 
@@ -3375,7 +3382,6 @@ class Timeline extends Live {
   #takeOlder(page) {
     if (!this.#isStarted) this.#dropBelow(page);
     const fresh = this.#fresh(page.events);
-    const isUnavailable = page.gap?.reason === "tier_unavailable";
     for (const hole of this.#holes) {
       // What is gone for good has its place above what has been found below it.
       if (hole.afterUid === null && !isFillable(hole.reason) && fresh.length) hole.afterUid = fresh.at(-1).uid;
@@ -3384,18 +3390,17 @@ class Timeline extends Live {
     this.#recorded = merged(fresh, this.#recorded);
     this.#isStarted = true;
     this.#setOlder(page);
-    return fresh.length > 0 || !this.#hasOlder || isUnavailable;
+    return fresh.length > 0 || !this.#hasOlder || isUnreadable(page.gap);
   }
 
   #setOlder({ next, gap }) {
-    const isUnavailable = gap?.reason === "tier_unavailable";
-    this.#hasOlder = next !== null || isUnavailable;
+    this.#hasOlder = next !== null || isUnreadable(gap);
     if (next !== null) this.#older = { cursor: next };
     if (next !== null && this.#recorded.length) this.#marks.set(this.#recorded[0].uid, this.#older);
     if (!gap) return;
     // What has come live may still be held where the server has it no more.
     const below = (this.#recorded[0]?.seq ?? Infinity) - 1;
-    const throughSeq = isUnavailable ? gap.throughSeq : Math.min(gap.throughSeq, below);
+    const throughSeq = isUnreadable(gap) ? gap.throughSeq : Math.min(gap.throughSeq, below);
     if (gap.fromSeq <= throughSeq) this.#holes.unshift(holeOf({ ...gap, throughSeq }, null));
   }
 
@@ -3403,7 +3408,7 @@ class Timeline extends Live {
     const { uid, seq } = this.#newest;
     this.#holes = this.#holes.filter((hole) => hole.afterUid !== uid);
     if (page.gap) this.#holes.push(holeOf(page.gap, uid));
-    if (page.gap?.reason === "tier_unavailable") return true;
+    if (isUnreadable(page.gap)) return true;
     const fresh = this.#fresh(page.events.filter((event) => event.seq > seq));
     this.#mark(fresh[0], page);
     this.#recorded.push(...fresh);
@@ -3449,7 +3454,7 @@ class Timeline extends Live {
     const above = merged(fresh, this.#recorded.slice(at));
     this.#recorded.splice(at, this.#recorded.length - at, ...above);
     if (oldest !== null && oldest < fromSeq) this.#narrow(hole, fromSeq, 0);
-    else if (next === null && gap?.reason !== "tier_unavailable") {
+    else if (next === null && !isUnreadable(gap)) {
       // At the end of what can be read: what is named there is gone, the rest is here.
       if (gap) hole.reason = gap.reason;
       this.#narrow(hole, fromSeq, gap ? Math.min(gap.throughSeq, throughSeq) : 0);
@@ -3469,7 +3474,7 @@ class Timeline extends Live {
     if (!this.#holes.includes(hole)) return true; // dropped meanwhile
     const { fromSeq, throughSeq, afterUid } = hole;
     const { gap, next } = page;
-    if (gap?.reason === "tier_unavailable") {
+    if (isUnreadable(gap)) {
       hole.reason = gap.reason;
       return true;
     }
@@ -3509,9 +3514,7 @@ class Timeline extends Live {
   }
 
   #takeRenewed({ events, next, gap }) {
-    if (gap?.reason === "tier_unavailable") {
-      throw new DialogueError("STORE_UNAVAILABLE", "a part of the history cannot be read now");
-    }
+    if (isUnreadable(gap)) throw notReadable();
     for (const event of events) {
       if (event.seq === null || !this.#seqs.has(event.seq)) continue;
       const index = this.#indexOfSeq(event.seq);
