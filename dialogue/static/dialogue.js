@@ -28,6 +28,9 @@ const CLOSE_TOO_FAST = 4009;
 /** Commands that record something: sent in order, and again with their key. */
 const PUBLISHES = new Set(["trigger", "edit", "delete"]);
 
+/** Commands about what comes of a room: over "sse" they open its stream. */
+const FOLLOWS = new Set(["join", "subscribe", "unsubscribe"]);
+
 /** The server may or may not have recorded the trigger: only the same key makes a retry safe. */
 const OUTCOME_UNKNOWN = new Set(["STORE_UNAVAILABLE", "INTERNAL", "TIMEOUT"]);
 
@@ -883,7 +886,7 @@ class HttpLink extends Link {
       this.#end(room);
       this.#refs.delete(ref);
       queueMicrotask(() => this._take([{ type: "ok", ref, room }]));
-    } else if (PUBLISHES.has(type) || ["join", "subscribe", "unsubscribe"].includes(type)) {
+    } else if (PUBLISHES.has(type) || FOLLOWS.has(type)) {
       this.#inLine(room, work);
     } else work();
   }
@@ -910,12 +913,11 @@ class HttpLink extends Link {
     } catch (error) {
       this.#refs.delete(ref);
       if (!this.alive) return;
-      const isOfStream = ["join", "subscribe", "unsubscribe"].includes(command.type);
       if (error instanceof Refusal) this.#refused(error, ref);
       else if (error.isOfRequest && command.type !== "connect") {
         this.#refused(new Refusal({ code: "INTERNAL", message: error.message }), ref);
         this.#check(); // unless nothing is as it should be
-      } else if (isOfStream) this.#lose(room, [ref]);
+      } else if (FOLLOWS.has(command.type)) this.#lose(room, [ref]);
       else this.fail(1006, "the server cannot be reached");
     }
   }
@@ -1282,12 +1284,10 @@ class HttpLink extends Link {
     try {
       answer = await this.#callEvents(room, { after, epoch, events });
     } catch (error) {
-      if (isStale() || !(error instanceof Refusal) || PASSING.has(error.wire.code)) throw error;
-      if (error.wire.code !== "UNAUTHENTICATED") {
-        this.#pass(room, { type: "left", room: room.id, reason: error.wire.code });
-        return;
-      }
-      throw error;
+      const code = error instanceof Refusal ? error.wire.code : null;
+      if (isStale() || code === null || code === "UNAUTHENTICATED" || PASSING.has(code)) throw error;
+      this.#pass(room, { type: "left", room: room.id, reason: code });
+      return;
     }
     if (isStale()) return;
     if (answer.recovered !== true) {
