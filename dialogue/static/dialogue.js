@@ -1870,8 +1870,7 @@ class DialogueClient {
       clearTimeout(room._joinTimer);
     }
     for (const request of [...this.#pending.values()]) {
-      request.sent = false;
-      clearTimeout(request.timer);
+      this.#unsend(request);
       if (request.once) {
         // Sent again it would undo a join made since; the end of the connection did its work.
         this.#remove(request);
@@ -2121,6 +2120,12 @@ class DialogueClient {
     }
   }
 
+  /** It waits again, as if it had not been sent. */
+  #unsend(request) {
+    request.sent = false;
+    clearTimeout(request.timer);
+  }
+
   #remove(request) {
     clearTimeout(request.timer);
     if (this.#pending.delete(request.ref) && request.isTrigger) this.#pendingTriggers -= 1;
@@ -2156,13 +2161,12 @@ class DialogueClient {
 
   #triggerAgain(request, error) {
     const { room } = request;
-    clearTimeout(request.timer);
     const tries = TOO_FAST.has(error.code) ? ++request.refusals : ++request.attempts;
     if (room._closed || request.attempts >= this.#limits.maxTriggerAttempts) {
       this.#reject(request, error);
       return;
     }
-    request.sent = false;
+    this.#unsend(request);
     // One pause for the room, not one per trigger: those refused together go again in order.
     room._pauseTimer ??= later(() => {
       room._pauseTimer = null;
@@ -2199,9 +2203,7 @@ class DialogueClient {
       clearTimeout(room?._joinTimer);
       link.joins.delete(ref);
       const request = this.#pending.get(ref);
-      if (!request) continue;
-      request.sent = false;
-      clearTimeout(request.timer);
+      if (request) this.#unsend(request);
     }
     const room = this.#rooms.get(roomId);
     // Of an earlier membership: this one's own join is on its way.
