@@ -2278,7 +2278,7 @@ class DialogueClient {
       this.#rooms.set(room.id, room);
       room._joined(message);
       this.#onJoined.emit(room);
-      this._history(room, message.events);
+      this.#history(room, message.events);
       return;
     }
     const isFirst = room._cursor === null;
@@ -2290,11 +2290,11 @@ class DialogueClient {
     if (message.recovered === true) room._resume(message.events);
     else {
       if (!isFirst) room._reset();
-      this._history(room, message.events);
+      this.#history(room, message.events);
     }
   }
 
-  _history(room, events) {
+  #history(room, events) {
     this.#onHistory.emit(room.id, events.map((event) => eventFrom(event, room.id)).reverse());
   }
 
@@ -2322,26 +2322,19 @@ class DialogueClient {
     room._onLeft.emit(message.reason);
   }
 
-  #forget(room, error) {
+  #forget(room, error, { isKept = () => false } = {}) {
     if (this.#rooms.get(room.id) === room) this.#rooms.delete(room.id);
     room._close();
     for (const request of [...this.#pending.values()]) {
-      if (request.room === room) this.#reject(request, error);
+      if (request.room === room && !isKept(request)) this.#reject(request, error);
     }
     room._firstJoin.reject(error);
   }
 
   /** @internal */
   async _leave(room) {
-    this.#rooms.delete(room.id);
-    room._close();
-    room._firstJoin.reject(notJoined(room.id));
-    for (const request of [...this.#pending.values()]) {
-      // Triggers already sent are acked before the server sees the leave; reads may be dropped.
-      if (request.room === room && !(request.isTrigger && request.sent)) {
-        this.#reject(request, notJoined(room.id));
-      }
-    }
+    // Triggers already sent are acked before the server sees the leave; reads may be dropped.
+    this.#forget(room, notJoined(room.id), { isKept: ({ isTrigger, sent }) => isTrigger && sent });
     if (this.#link?.connectedAt == null) return; // not rejoined is left
     try {
       await this._request({ type: "leave", room: room.id }, { once: true });
