@@ -3222,10 +3222,7 @@ class Timeline extends Live {
   }
 
   #append(event) {
-    const entry = this.#entry(event);
-    let at = this.#recorded.length;
-    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq > event.seq) at -= 1;
-    this.#recorded.splice(at, 0, entry);
+    this.#recorded.splice(this.#indexAbove(event.seq), 0, this.#entry(event));
     this.#seqs.add(event.seq);
   }
 
@@ -3625,8 +3622,7 @@ class Timeline extends Live {
 
   /** Puts it on the entry right above it; returns whether there is one. */
   #placeMark(mark) {
-    let at = this.#recorded.length;
-    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq >= mark.seq) at -= 1;
+    const at = this.#indexAbove(mark.seq);
     const above = this.#recorded[at]?.seq ?? Infinity;
     const isMissed = ({ fromSeq, throughSeq }) => throughSeq >= mark.seq && fromSeq < above;
     this.#nextMark = null;
@@ -3684,6 +3680,13 @@ class Timeline extends Live {
     const { uid, status } = entry;
     const now = isSame ? entry : Object.freeze({ ...event, uid, status });
     return applied(now, this.#changes?.get(event.seq));
+  }
+
+  /** Of the first entry with that seq or above, as far as seqs reach down from the newest. */
+  #indexAbove(seq) {
+    let at = this.#recorded.length;
+    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq >= seq) at -= 1;
+    return at;
   }
 
   #indexAfter(uid) {
