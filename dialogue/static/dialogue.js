@@ -2441,9 +2441,7 @@ class Room {
    *   try safe.
    */
   async trigger(event, data, { meta, key = newKey() } = {}) {
-    const command = { type: "trigger", room: this.id, event, data: data ?? null, key };
-    if (meta !== undefined) command.meta = meta;
-    const ack = await this.#publish(command);
+    const ack = await this.#publish({ type: "trigger", room: this.id, event, data: data ?? null, key, meta });
     // Everyone takes a recorded event for the end of its sender's typing.
     if (ack.seq !== null) this.#typingSaidAt.clear();
     return ack;
@@ -2536,8 +2534,8 @@ class Room {
       if (!this.#typingSaidAt.delete(event)) return;
     } else if (saidAt !== undefined && now < saidAt + TYPING_REPEAT_MS) return;
     else this.#typingSaidAt.set(event, now);
-    const command = { type: "trigger", room: this.id, event, data: { is_typing: Boolean(isTyping) }, key: newKey() };
-    if (meta !== undefined) command.meta = meta;
+    const data = { is_typing: Boolean(isTyping) };
+    const command = { type: "trigger", room: this.id, event, data, key: newKey(), meta };
     try {
       const ok = await this.#client._request(command, { room: this, once: true });
       if (ok === null) this.#typingSaidAt.delete(event); // the connection was lost, and it with that
