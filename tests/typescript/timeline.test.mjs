@@ -285,10 +285,10 @@ for (const [name, { show, chat, joinsPerMount }] of Object.entries(frameworks)) 
     await until(() => last().textContent.includes(`typed in ${name}`) && last().className === "recorded");
     assert.equal(last().querySelector("b").textContent, "Ann");
     await until(() => input.value === "");
-    assert.equal(watches, joinsPerMount); // not one for each rendering
     unmount();
     await isGone(client, "general");
     client.disconnect();
+    assert.equal(watches, joinsPerMount); // not one for each rendering
   });
 
   test(`${name}: the chat names what was missed, and shows it when it is asked to`, async () => {
