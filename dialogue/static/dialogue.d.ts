@@ -143,7 +143,8 @@ export interface RoomInfo {
 }
 
 export interface ConnectInfo {
-  clientId: string;
+  /** The connection's name; null over "sse", which has no connection of its own. */
+  clientId: string | null;
   userId: string;
   /** Whether this client was connected before. */
   resumed: boolean;
@@ -194,6 +195,7 @@ export interface DialogueClient<Events extends EventMap = EventMap, Sent extends
   readonly transport: Transport | null;
   /** Null before the first connection. */
   readonly userId: string | null;
+  /** The connection's name; null before the first one and over "sse". */
   readonly clientId: string | null;
 
   /** Resolves when connected; rejects only if refused for good or disconnected meanwhile. */

@@ -28,6 +28,9 @@ const CLOSE_TOO_FAST = 4009;
 /** Commands that record something: sent in order, and again with their key. */
 const PUBLISHES = new Set(["trigger", "edit", "delete"]);
 
+/** Commands about what comes of a room: over "sse" they open its stream. */
+const FOLLOWS = new Set(["join", "subscribe", "unsubscribe"]);
+
 /** The server may or may not have recorded the trigger: only the same key makes a retry safe. */
 const OUTCOME_UNKNOWN = new Set(["STORE_UNAVAILABLE", "INTERNAL", "TIMEOUT"]);
 
@@ -37,8 +40,8 @@ const TOO_FAST = new Set(["RATE_LIMITED", "BACKPRESSURE"]);
 /** What a server's refusal of `connect` says about any further try with the same credentials. */
 const FINAL_REFUSALS = new Set(["UNAUTHENTICATED", "INVALID_REQUEST", "PERMISSION_DENIED"]);
 
-/** Reasons for which a room that was joined before is asked for again, not given up. */
-const JOIN_LATER = new Set([...OUTCOME_UNKNOWN, ...TOO_FAST]);
+/** Reasons that pass: what was refused for one is asked for again, not given up. */
+const PASSING = new Set([...OUTCOME_UNKNOWN, ...TOO_FAST]);
 
 /**
  * Rooms that are resumed at a time. All at once, those of many rooms could cost more errors than
@@ -224,6 +227,57 @@ class Live {
   }
 }
 
+/**
+ * A request that is made until it is answered: one at a time, with growing pauses while the server
+ * cannot answer.
+ */
+class Question {
+  #source;
+  #isAsking = false;
+  #isWanted = false;
+  #failures = 0;
+  #timer = null;
+
+  /**
+   * @param source `request()` and its promise, `retryMs(error, failures)`, and `onError(error)` for
+   *   a refusal that no further try would change
+   */
+  constructor(source) {
+    this.#source = source;
+  }
+
+  /** Asks now. One that is on its way already goes again with what a lost connection left. */
+  ask() {
+    this.#isWanted = true;
+    clearTimeout(this.#timer);
+    if (this.#isAsking) return;
+    this.#isAsking = true;
+    this.#source.request().then(
+      () => {
+        this.#isAsking = false;
+        this.#failures = 0;
+      },
+      (error) => {
+        this.#isAsking = false;
+        this.#failed(error);
+      },
+    );
+  }
+
+  #failed(error) {
+    if (!this.#isWanted || ["DISCONNECTED", "NOT_JOINED"].includes(error.code)) return;
+    if (PASSING.has(error.code)) {
+      this.#timer = later(() => this.ask(), this.#source.retryMs(error, this.#failures++));
+    } else this.#source.onError(error);
+  }
+
+  /** No further try; what is on its way may still be answered. */
+  stop() {
+    this.#isWanted = false;
+    clearTimeout(this.#timer);
+  }
+}
+
 function deferred() {
   const parts = {};
   parts.promise = new Promise((resolve, reject) => Object.assign(parts, { resolve, reject }));
@@ -341,6 +395,15 @@ function roomInfoFrom(wire) {
     maxSize: wire.max_size ?? null,
     createdById: wire.created_by_id ?? null,
   };
+}
+
+/** Whether a page ends where a tier cannot be read now: the same may be asked for again. */
+function isUnreadable(gap) {
+  return gap?.reason === "tier_unavailable";
+}
+
+function notReadable() {
+  return new DialogueError("STORE_UNAVAILABLE", "a part of the history cannot be read now");
 }
 
 function presenceFrom(wire) {
@@ -592,9 +655,6 @@ class Unreachable extends Error {
   }
 }
 
-/** A stream that stands and says nothing. */
-class HeldBack extends Error {}
-
 /** What a response that is not the answer asked for says. */
 function refusalFrom(response, text) {
   const { status } = response;
@@ -716,6 +776,9 @@ class Followed {
   epoch = null;
   /** The newest seq that may have been passed on when it was last opened. */
   passed = 0;
+  /** Who was in it when that was last told; null: nobody wants to know, or it was not told yet. */
+  present = null;
+  presenceAt = 0;
 
   constructor(id, names) {
     this.id = id;
@@ -731,10 +794,26 @@ class Followed {
     this.names = joined.subscriptions;
   }
 
+  /** Takes in who is in it; returns messages: what has changed since that was last told. */
+  presenceChanges({ users, count }) {
+    const before = this.present;
+    this.present = new Set(users);
+    if (!before) return [];
+    const joined = [...this.present].filter((user) => !before.has(user));
+    const left = [...before].filter((user) => !this.present.has(user));
+    if (joined.length + left.length === 0) return [];
+    return [{ type: "presence", room: this.id, joined, left, count }];
+  }
+
   end() {
     this.isOver = true;
     this.stream?.end();
   }
+}
+
+/** An event of an answer, as the message that would have brought it alone. */
+function eventIn(roomId, event) {
+  return { ...event, type: "event", room: roomId };
 }
 
 function isWantedBy(names, event) {
@@ -782,9 +861,6 @@ class HttpLink extends Link {
   #ticker = null;
   #isPolling = false;
   #isChecking = false;
-  /** Who was in a room when it was last told, by room; only of rooms where someone wants to know. */
-  #present = new Map();
-  #presenceAt = new Map();
   #unread = null;
   #unreadAt = 0;
 
@@ -810,7 +886,7 @@ class HttpLink extends Link {
       this.#end(room);
       this.#refs.delete(ref);
       queueMicrotask(() => this._take([{ type: "ok", ref, room }]));
-    } else if (PUBLISHES.has(type) || ["join", "subscribe", "unsubscribe"].includes(type)) {
+    } else if (PUBLISHES.has(type) || FOLLOWS.has(type)) {
       this.#inLine(room, work);
     } else work();
   }
@@ -837,12 +913,11 @@ class HttpLink extends Link {
     } catch (error) {
       this.#refs.delete(ref);
       if (!this.alive) return;
-      const isOfStream = ["join", "subscribe", "unsubscribe"].includes(command.type);
       if (error instanceof Refusal) this.#refused(error, ref);
       else if (error.isOfRequest && command.type !== "connect") {
         this.#refused(new Refusal({ code: "INTERNAL", message: error.message }), ref);
         this.#check(); // unless nothing is as it should be
-      } else if (isOfStream) this.#lose(room, [ref]);
+      } else if (FOLLOWS.has(command.type)) this.#lose(room, [ref]);
       else this.fail(1006, "the server cannot be reached");
     }
   }
@@ -863,9 +938,10 @@ class HttpLink extends Link {
     if (type === "unread" && command.rooms?.length === 0) return [{ type, unread: {} }];
     const request = requestFor(command);
     const answer = await this.#call(request);
-    if (type === "presence") return this.#presenceFrom(room, answer);
     if (type === "unread" && command.rooms === undefined) this.#unread = answer.unread;
-    return [{ ...answer, type: request.answer ?? "ok" }];
+    const told = { ...answer, type: request.answer ?? "ok" };
+    if (type !== "presence") return [told];
+    return [...(this.#rooms.get(room)?.presenceChanges(answer) ?? []), told];
   }
 
   async #connect({ token, user_id, userId = user_id, ...others }) {
@@ -970,22 +1046,12 @@ class HttpLink extends Link {
    */
   async #follow(room, query) {
     const { names } = room;
-    if (Array.isArray(names) && names.length === 0) {
-      const joined = await this.#callEvents(room, query);
-      this.#replace(room, { stream: null, isPolled: false });
-      Object.assign(joined, { events: [], subscriptions: [] });
-      room.took(joined);
-      return joined;
-    }
-    const stream = await this.#openStream(room, { ...query, events: names });
-    if (stream) {
-      const { joined } = stream;
-      this.#replace(room, { stream, isPolled: false });
-      room.took(joined);
-      return joined;
-    }
-    const joined = await this.#callEvents(room, { ...query, events: names });
-    this.#replace(room, { stream: null, isPolled: true });
+    const isSilent = Array.isArray(names) && names.length === 0;
+    const wanted = { ...query, events: names };
+    const stream = isSilent ? null : await this.#openStream(room, wanted);
+    const joined = stream?.joined ?? (await this.#callEvents(room, wanted));
+    if (isSilent) Object.assign(joined, { events: [], subscriptions: [] }); // which a query cannot ask for
+    this.#replace(room, { stream, isPolled: !stream && !isSilent });
     room.took(joined);
     room.polledAt = Date.now();
     return joined;
@@ -1019,35 +1085,32 @@ class HttpLink extends Link {
       request?.end();
       this.#waiting.shift()?.();
     };
+    const timeoutMs = Math.min(STREAM_OPENS_MS, this.#source.timeoutMs / 2);
+    const since = Date.now();
     try {
       release = await takeShare(this.#source.url.host);
       if (release === null || !this.alive) {
         end();
         return null;
       }
-      const timeoutMs = Math.min(STREAM_OPENS_MS, this.#source.timeoutMs / 2);
-      const since = Date.now();
-      try {
-        request = await this.#fetch({ path: pathOf(room.id, "events"), query, timeoutMs });
-        const { response } = request;
-        if (!response.ok) throw refusalFrom(response, await response.text());
-        const kind = response.headers.get("content-type") ?? "";
-        if (!kind.startsWith("text/event-stream")) throw new Unreachable("not a stream");
-        const stream = { end, heardAt: Date.now() };
-        stream.messages = messagesFrom(response.body, () => (stream.heardAt = this.#heardAt = Date.now()));
-        const { value: joined } = await stream.messages.next();
-        if (joined?.type !== "joined") throw new Unreachable("a stream that does not begin with joined");
-        request.opened();
-        stream.joined = joined;
-        return stream;
-      } catch (error) {
-        if (error instanceof Refusal || Date.now() - since < timeoutMs) throw error;
-        throw new HeldBack();
-      }
+      request = await this.#fetch({ path: pathOf(room.id, "events"), query, timeoutMs });
+      const { response } = request;
+      if (!response.ok) throw refusalFrom(response, await response.text());
+      const kind = response.headers.get("content-type") ?? "";
+      if (!kind.startsWith("text/event-stream")) throw new Unreachable("not a stream");
+      const stream = { end, heardAt: Date.now() };
+      stream.messages = messagesFrom(response.body, () => (stream.heardAt = this.#heardAt = Date.now()));
+      const { value: joined } = await stream.messages.next();
+      if (joined?.type !== "joined") throw new Unreachable("a stream that does not begin with joined");
+      request.opened();
+      stream.joined = joined;
+      return stream;
     } catch (error) {
       end();
-      if (!(error instanceof HeldBack)) throw error;
-      this.#mostStreams = 0; // of no use here; polls are, or the request that follows will tell
+      // One that stands and says nothing is held back: streams are of no use here. Polls are, or
+      // the request that follows will tell.
+      if (error instanceof Refusal || Date.now() - since < timeoutMs) throw error;
+      this.#mostStreams = 0;
       return null;
     }
   }
@@ -1077,11 +1140,15 @@ class HttpLink extends Link {
     this._take([message]);
   }
 
+  /** What brings a room from its cursor to now. */
+  #passAll(room, { events, seq }) {
+    for (const event of events) this.#pass(room, eventIn(room.id, event));
+    room.seq = seq;
+  }
+
   #end(roomId) {
     const room = this.#rooms.get(roomId);
     this.#rooms.delete(roomId);
-    this.#present.delete(roomId);
-    this.#presenceAt.delete(roomId);
     room?.end();
   }
 
@@ -1119,7 +1186,7 @@ class HttpLink extends Link {
     // As on a socket the wider subscription begins here, not where the room was resumed.
     const missed = joined.events.filter((event) => isWantedBy(before, event.event));
     const ok = { type: "ok", room: roomId, subscriptions: joined.subscriptions, seq: room.passed };
-    return [...missed.map((event) => ({ ...event, type: "event", room: roomId })), ok];
+    return [...missed.map((event) => eventIn(roomId, event)), ok];
   }
 
   // ---- what no stream tells
@@ -1201,17 +1268,11 @@ class HttpLink extends Link {
     const asked = [];
     for (const room of this.#rooms.values()) {
       if (room.isPolled) asked.push({ dueAt: room.polledAt + pollMs, ask: () => this.#pollRoom(room) });
+      if (!this.#source.watchesPresence(room.id)) room.present = null;
+      else asked.push({ dueAt: room.presenceAt + pollMs, ask: () => this.#pollPresence(room) });
     }
     if (!this.#source.watchesUnread()) this.#unread = null;
     else asked.push({ dueAt: this.#unreadAt + 5 * pollMs, ask: () => this.#pollUnread() });
-    const watched = this.#source.presenceRooms();
-    for (const roomId of this.#present.keys()) {
-      if (!watched.includes(roomId)) this.#present.delete(roomId);
-    }
-    for (const roomId of watched) {
-      const dueAt = (this.#presenceAt.get(roomId) ?? 0) + pollMs;
-      asked.push({ dueAt, ask: () => this.#pollPresence(roomId) });
-    }
     return asked;
   }
 
@@ -1223,20 +1284,17 @@ class HttpLink extends Link {
     try {
       answer = await this.#callEvents(room, { after, epoch, events });
     } catch (error) {
-      if (isStale() || !(error instanceof Refusal) || JOIN_LATER.has(error.wire.code)) throw error;
-      if (error.wire.code !== "UNAUTHENTICATED") {
-        this.#pass(room, { type: "left", room: room.id, reason: error.wire.code });
-        return;
-      }
-      throw error;
+      const code = error instanceof Refusal ? error.wire.code : null;
+      if (isStale() || code === null || code === "UNAUTHENTICATED" || PASSING.has(code)) throw error;
+      this.#pass(room, { type: "left", room: room.id, reason: code });
+      return;
     }
     if (isStale()) return;
     if (answer.recovered !== true) {
       this.#lose(room.id);
       return;
     }
-    for (const event of answer.events) this.#pass(room, { ...event, type: "event", room: room.id });
-    room.seq = answer.seq;
+    this.#passAll(room, answer);
   }
 
   /** Gives a polled room a stream. */
@@ -1255,29 +1313,14 @@ class HttpLink extends Link {
       return;
     }
     this.#replace(room, { stream, isPolled: false });
-    for (const event of stream.joined.events) this.#pass(room, { ...event, type: "event", room: room.id });
-    if (room.isOver) return; // by what one of them did
-    room.seq = stream.joined.seq;
-    this.#read(room);
+    this.#passAll(room, stream.joined);
+    if (!room.isOver) this.#read(room); // unless what one of them did has ended it
   }
 
-  /** What has changed since it was last told, and the answer itself. */
-  #presenceFrom(roomId, answer) {
-    const before = this.#present.get(roomId);
-    const users = new Set(answer.users);
-    this.#present.set(roomId, users);
-    const told = { ...answer, type: "presence", room: roomId };
-    if (!before) return [told];
-    const joined = [...users].filter((user) => !before.has(user));
-    const left = [...before].filter((user) => !users.has(user));
-    if (joined.length + left.length === 0) return [told];
-    return [{ type: "presence", room: roomId, joined, left, count: answer.count }, told];
-  }
-
-  async #pollPresence(roomId) {
-    this.#presenceAt.set(roomId, Date.now());
-    const answer = await this.#call({ path: pathOf(roomId, "presence") });
-    if (this.#rooms.has(roomId)) this._take(this.#presenceFrom(roomId, answer).slice(0, -1));
+  async #pollPresence(room) {
+    room.presenceAt = Date.now();
+    const answer = await this.#call({ path: pathOf(room.id, "presence") });
+    if (!room.isOver) this._take(room.presenceChanges(answer));
   }
 
   async #pollUnread() {
@@ -1386,9 +1429,8 @@ class DialogueClient {
   #onRoomUpdated = new Listeners();
   #onRoomDeleted = new Listeners();
   #onUnread = new Listeners();
-  /** The request for all unread counts that is on its way, or waits to be made again. */
-  #asksUnread = false;
-  #unreadTimer = null;
+  /** Pushes are not repeated: after a lost connection all counts are asked for. */
+  #allUnread = this._question({ type: "unread" }, { take: ({ unread }) => this.#onUnread.emit(unread) });
 
   #wake = (event) => this.#wakeUp(event);
 
@@ -1459,7 +1501,7 @@ class DialogueClient {
     return this.#onHistory.add(fn);
   }
 
-  /** `fn({clientId, userId, resumed})`, at every connection. */
+  /** `fn({clientId, userId, resumed})`, at every connection; over "sse" clientId is null. */
   onConnect(fn) {
     return this.#onConnect.add(fn);
   }
@@ -1671,8 +1713,7 @@ class DialogueClient {
       credentials: this.#credentials,
       pollMs: this.#limits.pollMs,
       timeoutMs: this.#limits.requestTimeoutMs,
-      presenceRooms: () =>
-        [...this.#rooms.values()].filter((room) => room._live && room._watchesPresence).map(({ id }) => id),
+      watchesPresence: (roomId) => this.#rooms.get(roomId)?._watchesPresence === true,
       watchesUnread: () => this.#onUnread.size > 0,
       onUnsendable: (fields) => this.#tellOfAuth(fields),
       ...callbacks,
@@ -1829,8 +1870,7 @@ class DialogueClient {
       clearTimeout(room._joinTimer);
     }
     for (const request of [...this.#pending.values()]) {
-      request.sent = false;
-      clearTimeout(request.timer);
+      this.#unsend(request);
       if (request.once) {
         // Sent again it would undo a join made since; the end of the connection did its work.
         this.#remove(request);
@@ -1865,7 +1905,7 @@ class DialogueClient {
     clearTimeout(this.#attemptTimer);
     clearTimeout(this.#retryTimer);
     this.#retryTimer = null;
-    clearTimeout(this.#unreadTimer);
+    this.#allUnread.stop();
     this.#endProbe();
     for (const type of WAKE_EVENTS) wakeTarget(type)?.removeEventListener?.(type, this.#wake);
     this.#link?.close();
@@ -1952,7 +1992,7 @@ class DialogueClient {
       this.#deafOpenings = OPENINGS_BEFORE_FALLBACK;
       this.#probes = 0;
       // Where one has opened before, the server was away: it is tried at once.
-      if (link.transport === "sse" && this.#transports.length > 1) {
+      if (link.transport === "sse") {
         if (this.#hasOpenedSocket) this.#probe();
         else this.#probeLater();
       }
@@ -1971,25 +2011,9 @@ class DialogueClient {
     this.#opening?.resolve();
     this.#opening = null;
     link.hold();
-    if (resumed && this.#onUnread.size > 0) this.#askUnread();
+    if (resumed && this.#onUnread.size > 0) this.#allUnread.ask();
     this.#setState("connected");
     this.#onConnect.emit({ clientId: this.clientId, userId: this.userId, resumed });
-  }
-
-  /** Pushes are not repeated: after a lost connection all counts are asked for, once. */
-  #askUnread() {
-    if (this.#asksUnread) return; // one that waits for its answer goes again with the rest
-    this.#asksUnread = true;
-    const answered = this._request({ type: "unread" }, { take: ({ unread }) => this.#onUnread.emit(unread) });
-    answered.then(
-      () => (this.#asksUnread = false),
-      (error) => {
-        this.#asksUnread = false;
-        if (error.code === "DISCONNECTED") return;
-        if (!JOIN_LATER.has(error.code)) this.#onError.emit(error);
-        else this.#unreadTimer = later(() => this.#askUnread(), this._retryMs(error));
-      },
-    );
   }
 
   #refused(message, link) {
@@ -2096,6 +2120,12 @@ class DialogueClient {
     }
   }
 
+  /** It waits again, as if it had not been sent. */
+  #unsend(request) {
+    request.sent = false;
+    clearTimeout(request.timer);
+  }
+
   #remove(request) {
     clearTimeout(request.timer);
     if (this.#pending.delete(request.ref) && request.isTrigger) this.#pendingTriggers -= 1;
@@ -2115,30 +2145,33 @@ class DialogueClient {
     request.resolve(message);
   }
 
-  /** @internal How long to wait before the same is asked again. */
-  _retryMs(error, tries = 1) {
-    return Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
+  /** @internal The same as a question; what is refused for good belongs to no call. */
+  _question(command, options) {
+    return new Question({
+      request: () => this._request(command, options),
+      retryMs: (error, failures) => this.#retryMs(error, failures),
+      onError: (error) => this.#onError.emit(error),
+    });
   }
 
-  /** @internal For what belongs to no call. */
-  _trouble(error) {
-    this.#onError.emit(error);
+  /** How long to wait before the same is asked again. */
+  #retryMs(error, tries) {
+    return Math.max(this.#backoffMs(tries), (error.retryAfterSeconds ?? 0) * 1000);
   }
 
   #triggerAgain(request, error) {
     const { room } = request;
-    clearTimeout(request.timer);
     const tries = TOO_FAST.has(error.code) ? ++request.refusals : ++request.attempts;
     if (room._closed || request.attempts >= this.#limits.maxTriggerAttempts) {
       this.#reject(request, error);
       return;
     }
-    request.sent = false;
+    this.#unsend(request);
     // One pause for the room, not one per trigger: those refused together go again in order.
     room._pauseTimer ??= later(() => {
       room._pauseTimer = null;
       this.#flush(room);
-    }, this._retryMs(error, tries));
+    }, this.#retryMs(error, tries));
   }
 
   // ---- rooms
@@ -2170,9 +2203,7 @@ class DialogueClient {
       clearTimeout(room?._joinTimer);
       link.joins.delete(ref);
       const request = this.#pending.get(ref);
-      if (!request) continue;
-      request.sent = false;
-      clearTimeout(request.timer);
+      if (request) this.#unsend(request);
     }
     const room = this.#rooms.get(roomId);
     // Of an earlier membership: this one's own join is on its way.
@@ -2214,7 +2245,7 @@ class DialogueClient {
     const link = this.#link;
     this.#resumesAtOnce = RESUMES_AFTER_REFUSAL;
     if (link.resumePause !== null) return;
-    const delay = this._retryMs(error, this.#resumeRefusals++);
+    const delay = this.#retryMs(error, this.#resumeRefusals++);
     link.resumePause = later(() => {
       link.resumePause = null;
       if (link === this.#link) this.#resumeMore();
@@ -2247,7 +2278,7 @@ class DialogueClient {
       this.#rooms.set(room.id, room);
       room._joined(message);
       this.#onJoined.emit(room);
-      this._history(room, message.events);
+      this.#history(room, message.events);
       return;
     }
     const isFirst = room._cursor === null;
@@ -2259,11 +2290,11 @@ class DialogueClient {
     if (message.recovered === true) room._resume(message.events);
     else {
       if (!isFirst) room._reset();
-      this._history(room, message.events);
+      this.#history(room, message.events);
     }
   }
 
-  _history(room, events) {
+  #history(room, events) {
     this.#onHistory.emit(room.id, events.map((event) => eventFrom(event, room.id)).reverse());
   }
 
@@ -2274,9 +2305,9 @@ class DialogueClient {
       // Nobody waits for it.
     } else if (room._cursor === null && !(isTooFast && room._joinSends > 1)) {
       this.#forget(room, error);
-    } else if (JOIN_LATER.has(error.code)) {
+    } else if (PASSING.has(error.code)) {
       if (isTooFast) this.#pauseResumes(error);
-      this.#joinLater(room, this._retryMs(error, room._joinFailures++));
+      this.#joinLater(room, this.#retryMs(error, room._joinFailures++));
     } else {
       this.#forget(room, error);
       room._onLeft.emit(error.code);
@@ -2291,26 +2322,19 @@ class DialogueClient {
     room._onLeft.emit(message.reason);
   }
 
-  #forget(room, error) {
+  #forget(room, error, { isKept = () => false } = {}) {
     if (this.#rooms.get(room.id) === room) this.#rooms.delete(room.id);
     room._close();
     for (const request of [...this.#pending.values()]) {
-      if (request.room === room) this.#reject(request, error);
+      if (request.room === room && !isKept(request)) this.#reject(request, error);
     }
     room._firstJoin.reject(error);
   }
 
   /** @internal */
   async _leave(room) {
-    this.#rooms.delete(room.id);
-    room._close();
-    room._firstJoin.reject(notJoined(room.id));
-    for (const request of [...this.#pending.values()]) {
-      // Triggers already sent are acked before the server sees the leave; reads may be dropped.
-      if (request.room === room && !(request.isTrigger && request.sent)) {
-        this.#reject(request, notJoined(room.id));
-      }
-    }
+    // Triggers already sent are acked before the server sees the leave; reads may be dropped.
+    this.#forget(room, notJoined(room.id), { isKept: ({ isTrigger, sent }) => isTrigger && sent });
     if (this.#link?.connectedAt == null) return; // not rejoined is left
     try {
       await this._request({ type: "leave", room: room.id }, { once: true });
@@ -2417,9 +2441,7 @@ class Room {
    *   try safe.
    */
   async trigger(event, data, { meta, key = newKey() } = {}) {
-    const command = { type: "trigger", room: this.id, event, data: data ?? null, key };
-    if (meta !== undefined) command.meta = meta;
-    const ack = await this.#publish(command);
+    const ack = await this.#publish({ type: "trigger", room: this.id, event, data: data ?? null, key, meta });
     // Everyone takes a recorded event for the end of its sender's typing.
     if (ack.seq !== null) this.#typingSaidAt.clear();
     return ack;
@@ -2485,9 +2507,7 @@ class Room {
   /** Who is in the room, kept up to date over lost connections, too, until it is closed or left. */
   presentUsers() {
     const live = new PresentUsers({
-      ask: (take) => this.#client._request({ type: "presence", room: this.id }, { room: this, take }),
-      retryMs: (error, tries) => this.#client._retryMs(error, tries),
-      onError: (error) => this.#client._trouble(error),
+      question: (take) => this.#client._question({ type: "presence", room: this.id }, { room: this, take }),
       onClose: () => this.#presents.delete(live),
     });
     if (this._closed) return live;
@@ -2514,8 +2534,8 @@ class Room {
       if (!this.#typingSaidAt.delete(event)) return;
     } else if (saidAt !== undefined && now < saidAt + TYPING_REPEAT_MS) return;
     else this.#typingSaidAt.set(event, now);
-    const command = { type: "trigger", room: this.id, event, data: { is_typing: Boolean(isTyping) }, key: newKey() };
-    if (meta !== undefined) command.meta = meta;
+    const data = { is_typing: Boolean(isTyping) };
+    const command = { type: "trigger", room: this.id, event, data, key: newKey(), meta };
     try {
       const ok = await this.#client._request(command, { room: this, once: true });
       if (ok === null) this.#typingSaidAt.delete(event); // the connection was lost, and it with that
@@ -2560,13 +2580,11 @@ class Room {
     const newestFirst = answer.events.reverse();
     // A page may end early; the offsets asked for are gone on with by its `next`.
     while (newestFirst.length < wanted && answer.next !== null) {
-      if (answer.gap?.reason === "tier_unavailable") break;
+      if (isUnreadable(answer.gap)) break;
       answer = await this.#history({ event, cursor: answer.next, limit: wanted - newestFirst.length });
       newestFirst.push(...answer.events.reverse());
     }
-    if (newestFirst.length < wanted && answer.gap?.reason === "tier_unavailable") {
-      throw new DialogueError("STORE_UNAVAILABLE", "a part of the history cannot be read now");
-    }
+    if (newestFirst.length < wanted && isUnreadable(answer.gap)) throw notReadable();
     return newestFirst.slice(0, wanted);
   }
 
@@ -2712,6 +2730,7 @@ class Room {
   }
 
   get _watchesPresence() {
+    if (!this._live) return false;
     return this.#onPresence.size > 0 || this.#presents.size > 0;
   }
 
@@ -2741,44 +2760,27 @@ class Room {
  * it knew already. So changes are applied to a set.
  */
 class PresentUsers extends Live {
-  #source;
+  #question;
   /** At most MAX_PRESENT, or as many as the server has told at once. */
   #users = new Set();
   #count = 0;
   #told = 0;
-  #isAsking = false;
-  #failures = 0;
-  #timer = null;
 
-  constructor(source) {
-    super(source.onClose);
-    this.#source = source;
+  constructor({ question, onClose }) {
+    super(onClose);
+    this.#question = question((answer) => this.#answered(answer));
   }
 
   _value() {
     return { users: Object.freeze([...this.#users]), count: this.#count };
   }
 
-  /** Asks who is there. One that is on its way already goes again with what a lost connection left. */
   _ask() {
-    clearTimeout(this.#timer);
-    if (this.#isAsking || this._closed) return;
-    this.#isAsking = true;
-    this.#source.ask((answer) => this.#answered(answer)).then(
-      () => (this.#isAsking = false),
-      (error) => {
-        this.#isAsking = false;
-        if (this._closed || ["DISCONNECTED", "NOT_JOINED"].includes(error.code)) return;
-        if (JOIN_LATER.has(error.code)) {
-          this.#timer = later(() => this._ask(), this.#source.retryMs(error, this.#failures++));
-        } else this.#source.onError(error);
-      },
-    );
+    this.#question.ask();
   }
 
   #answered(answer) {
     if (this._closed) return;
-    this.#failures = 0;
     this.#users = new Set(answer.users);
     this.#told = this.#users.size;
     this.#count = answer.count ?? this.#told;
@@ -2804,7 +2806,7 @@ class PresentUsers extends Live {
   }
 
   _stop() {
-    clearTimeout(this.#timer);
+    this.#question.stop();
   }
 }
 
@@ -3218,10 +3220,7 @@ class Timeline extends Live {
   }
 
   #append(event) {
-    const entry = this.#entry(event);
-    let at = this.#recorded.length;
-    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq > event.seq) at -= 1;
-    this.#recorded.splice(at, 0, entry);
+    this.#recorded.splice(this.#indexAbove(event.seq), 0, this.#entry(event));
     this.#seqs.add(event.seq);
   }
 
@@ -3269,7 +3268,6 @@ class Timeline extends Live {
     const last = this.#holes.at(-1);
     if (last && last === this.#newestHole && last.afterUid === uid) {
       last.throughSeq = throughSeq; // nothing has come between two absences
-      last.shown = null;
     } else {
       this.#newestHole = holeOf({ fromSeq, throughSeq, reason: "missed" }, uid, { after: fromSeq - 1 });
       this.#holes.push(this.#newestHole);
@@ -3374,27 +3372,25 @@ class Timeline extends Live {
   #takeOlder(page) {
     if (!this.#isStarted) this.#dropBelow(page);
     const fresh = this.#fresh(page.events);
-    const isUnavailable = page.gap?.reason === "tier_unavailable";
     for (const hole of this.#holes) {
       // What is gone for good has its place above what has been found below it.
-      if (hole.afterUid === null && !isFillable(hole.reason) && fresh.length) placeHole(hole, fresh.at(-1).uid);
+      if (hole.afterUid === null && !isFillable(hole.reason) && fresh.length) hole.afterUid = fresh.at(-1).uid;
     }
     this.#holes = this.#holes.filter((hole) => hole.afterUid !== null || !isFillable(hole.reason));
     this.#recorded = merged(fresh, this.#recorded);
     this.#isStarted = true;
     this.#setOlder(page);
-    return fresh.length > 0 || !this.#hasOlder || isUnavailable;
+    return fresh.length > 0 || !this.#hasOlder || isUnreadable(page.gap);
   }
 
   #setOlder({ next, gap }) {
-    const isUnavailable = gap?.reason === "tier_unavailable";
-    this.#hasOlder = next !== null || isUnavailable;
+    this.#hasOlder = next !== null || isUnreadable(gap);
     if (next !== null) this.#older = { cursor: next };
     if (next !== null && this.#recorded.length) this.#marks.set(this.#recorded[0].uid, this.#older);
     if (!gap) return;
     // What has come live may still be held where the server has it no more.
     const below = (this.#recorded[0]?.seq ?? Infinity) - 1;
-    const throughSeq = isUnavailable ? gap.throughSeq : Math.min(gap.throughSeq, below);
+    const throughSeq = isUnreadable(gap) ? gap.throughSeq : Math.min(gap.throughSeq, below);
     if (gap.fromSeq <= throughSeq) this.#holes.unshift(holeOf({ ...gap, throughSeq }, null));
   }
 
@@ -3402,7 +3398,7 @@ class Timeline extends Live {
     const { uid, seq } = this.#newest;
     this.#holes = this.#holes.filter((hole) => hole.afterUid !== uid);
     if (page.gap) this.#holes.push(holeOf(page.gap, uid));
-    if (page.gap?.reason === "tier_unavailable") return true;
+    if (isUnreadable(page.gap)) return true;
     const fresh = this.#fresh(page.events.filter((event) => event.seq > seq));
     this.#mark(fresh[0], page);
     this.#recorded.push(...fresh);
@@ -3448,7 +3444,7 @@ class Timeline extends Live {
     const above = merged(fresh, this.#recorded.slice(at));
     this.#recorded.splice(at, this.#recorded.length - at, ...above);
     if (oldest !== null && oldest < fromSeq) this.#narrow(hole, fromSeq, 0);
-    else if (next === null && gap?.reason !== "tier_unavailable") {
+    else if (next === null && !isUnreadable(gap)) {
       // At the end of what can be read: what is named there is gone, the rest is here.
       if (gap) hole.reason = gap.reason;
       this.#narrow(hole, fromSeq, gap ? Math.min(gap.throughSeq, throughSeq) : 0);
@@ -3468,9 +3464,8 @@ class Timeline extends Live {
     if (!this.#holes.includes(hole)) return true; // dropped meanwhile
     const { fromSeq, throughSeq, afterUid } = hole;
     const { gap, next } = page;
-    if (gap?.reason === "tier_unavailable") {
+    if (isUnreadable(gap)) {
       hole.reason = gap.reason;
-      hole.shown = null;
       return true;
     }
     hole.reason = "missed";
@@ -3493,7 +3488,6 @@ class Timeline extends Live {
   #narrow(hole, fromSeq, throughSeq) {
     hole.fromSeq = fromSeq;
     hole.throughSeq = throughSeq;
-    hole.shown = null;
     if (fromSeq > throughSeq) this.#holes = this.#holes.filter((other) => other !== hole);
   }
 
@@ -3510,9 +3504,7 @@ class Timeline extends Live {
   }
 
   #takeRenewed({ events, next, gap }) {
-    if (gap?.reason === "tier_unavailable") {
-      throw new DialogueError("STORE_UNAVAILABLE", "a part of the history cannot be read now");
-    }
+    if (isUnreadable(gap)) throw notReadable();
     for (const event of events) {
       if (event.seq === null || !this.#seqs.has(event.seq)) continue;
       const index = this.#indexOfSeq(event.seq);
@@ -3532,7 +3524,7 @@ class Timeline extends Live {
     if (extra <= 0) return;
     if (!this.#isStarted) {
       // The first page is yet to come. If it is on its way it may end before what is dropped here.
-      this.#dropOldest(extra);
+      this.#drop(0, extra);
       this.#changes = null;
       return;
     }
@@ -3543,7 +3535,7 @@ class Timeline extends Live {
     for (let count = extra; count <= last; count += 1) {
       const query = this.#marks.get(this.#recorded[count].uid);
       if (query === undefined) continue;
-      this.#dropOldest(count);
+      this.#drop(0, count);
       this.#older = query;
       this.#hasOlder = true;
       return;
@@ -3557,15 +3549,7 @@ class Timeline extends Live {
     if (!known || (next === null && known === events[0])) return;
     let count = 0;
     while (count < this.#recorded.length && this.#recorded[count].seq < known.seq) count += 1;
-    if (count > 0) this.#dropOldest(count);
-  }
-
-  #dropOldest(count) {
-    const dropped = this.#recorded.splice(0, count);
-    this.#forget(dropped);
-    const uids = new Set(dropped.map((entry) => entry.uid));
-    this.#holes = this.#holes.filter((hole) => hole.afterUid !== null && !uids.has(hole.afterUid));
-    this._changed();
+    if (count > 0) this.#drop(0, count);
   }
 
   /** Drops the newest entries past the bound; they come back above the seq of the newest that is left. */
@@ -3574,18 +3558,21 @@ class Timeline extends Live {
     // What is a row without seq today was an event with one before it left the log: in a room with
     // such rows the place above a seq may be gone when it is asked for.
     if (extra <= 0 || this.#hasRows) return;
-    const dropped = this.#recorded.splice(this.#maxEntries, extra);
-    this.#forget(dropped);
-    const uids = new Set(dropped.map((entry) => entry.uid));
-    this.#holes = this.#holes.filter((hole) => !uids.has(hole.afterUid));
+    this.#drop(this.#maxEntries, extra);
     this.#leaveLiveEnd();
   }
 
-  #forget(entries) {
-    for (const { uid, seq } of entries) {
+  /** Drops entries, and the holes below them; the hole above them, too, if they are the oldest. */
+  #drop(at, count) {
+    const dropped = this.#recorded.splice(at, count);
+    const uids = new Set(at === 0 ? [null] : []);
+    for (const { uid, seq } of dropped) {
+      uids.add(uid);
       this.#seqs.delete(seq);
       this.#marks.delete(uid);
     }
+    this.#holes = this.#holes.filter((hole) => !uids.has(hole.afterUid));
+    this._changed();
   }
 
   #leaveLiveEnd() {
@@ -3633,8 +3620,7 @@ class Timeline extends Live {
 
   /** Puts it on the entry right above it; returns whether there is one. */
   #placeMark(mark) {
-    let at = this.#recorded.length;
-    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq >= mark.seq) at -= 1;
+    const at = this.#indexAbove(mark.seq);
     const above = this.#recorded[at]?.seq ?? Infinity;
     const isMissed = ({ fromSeq, throughSeq }) => throughSeq >= mark.seq && fromSeq < above;
     this.#nextMark = null;
@@ -3694,6 +3680,13 @@ class Timeline extends Live {
     return applied(now, this.#changes?.get(event.seq));
   }
 
+  /** Of the first entry with that seq or above, as far as seqs reach down from the newest. */
+  #indexAbove(seq) {
+    let at = this.#recorded.length;
+    while (at > 0 && this.#recorded[at - 1].seq !== null && this.#recorded[at - 1].seq >= seq) at -= 1;
+    return at;
+  }
+
   #indexAfter(uid) {
     return this.#recorded.findIndex((entry) => entry.uid === uid) + 1;
   }
@@ -3724,14 +3717,13 @@ function holeOf({ fromSeq, throughSeq, reason }, afterUid, query = null) {
   return { fromSeq, throughSeq, reason, afterUid, query, shown: null };
 }
 
-function placeHole(hole, afterUid) {
-  hole.afterUid = afterUid;
-  hole.shown = null;
-}
-
+/** What a snapshot shows of it: the same object until that changes. */
 function shownHole(hole) {
-  const { fromSeq, throughSeq, reason, afterUid } = hole;
-  hole.shown ??= Object.freeze({ fromSeq, throughSeq, reason, afterUid });
+  const { shown } = hole;
+  if (["fromSeq", "throughSeq", "reason", "afterUid"].some((name) => shown?.[name] !== hole[name])) {
+    const { fromSeq, throughSeq, reason, afterUid } = hole;
+    hole.shown = Object.freeze({ fromSeq, throughSeq, reason, afterUid });
+  }
   return hole.shown;
 }
 

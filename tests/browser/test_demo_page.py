@@ -124,6 +124,15 @@ async def test_what_is_unread_is_counted_marked_and_read_once_it_was_seen(
         await expect(grace).to_have_title("(2) Help · Dialogue")
         await grace.reload()
         await expect(badge).to_contain_text("2 new messages")
+        await expect(grace.locator("#rooms a[aria-current]")).to_have_text("Help")
+        is_left_alone = await grace.evaluate(
+            """() => {
+                const painted = document.querySelector("#rooms .badge:not([hidden])").firstElementChild;
+                document.querySelector(".view:not([hidden])").dispatchEvent(new Event("scroll"));
+                return painted.isConnected;
+            }"""
+        )
+        assert is_left_alone, "a scroll paints the badges again"
 
         await grace.locator("#rooms a", has_text="General").click()
         await expect(grace.locator(".marker + [data-uid] .text")).to_have_text("news 0")

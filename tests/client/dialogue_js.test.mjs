@@ -450,3 +450,65 @@ test("one that disconnects on purpose is told of nothing that went wrong, nor th
   server.lose();
   assert.deepEqual(told, [true, false, false]);
 });
+
+for (const what of ["unread", "presence"]) {
+  test(`${what} that cannot be told is asked for with growing pauses, and once after a reconnect`, async (t) => {
+    const server = new Server();
+    let chance = 0.5;
+    const client = connectedTo(server, { random: () => chance, backoffSeconds: 0.1, maxBackoffSeconds: 1 });
+    const told = [];
+    client.onUnread((counts) => told.push(counts.general));
+    mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_000_000 });
+    t.after(() => {
+      client.disconnect();
+      mock.timers.reset();
+    });
+    const settled = async () => {
+      for (let turn = 0; turn < 3; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+    };
+    const pass = async (milliseconds) => {
+      for (let passed = 0; passed < milliseconds; passed += 10) {
+        mock.timers.tick(10);
+        await settled();
+      }
+    };
+    const reconnect = async () => {
+      chance = 0; // at once
+      server.lose();
+      chance = 0.5;
+      mock.timers.tick(0);
+      await settled();
+      assert.equal(client.state, "connected");
+    };
+    await client.connect();
+    const room = await client.join("general");
+    const asked = [];
+    server.intercept = (connection, command) => {
+      if (command.type !== what) return false;
+      asked.push(Date.now());
+      return server.refuse(connection, command, "STORE_UNAVAILABLE");
+    };
+    if (what === "unread") await reconnect();
+    else {
+      const present = room.presentUsers();
+      present.subscribe(() => told.push(present.getSnapshot().count));
+    }
+    await pass(3000);
+    const pauses = asked.slice(1, 7).map((at, index) => at - asked[index]);
+    assert.deepEqual(pauses, [50, 100, 200, 400, 500, 500]);
+
+    // What waits to be asked again is asked by the reconnect.
+    asked.length = 0;
+    server.intercept = (connection, { type, ref, room }) => {
+      if (type !== what) return false;
+      asked.push(Date.now());
+      server.tell(connection, { type, ref, room, unread: { general: 7 }, users: ["bob"], count: 7 });
+      return true;
+    };
+    await reconnect();
+    await pass(3000);
+    assert.equal(asked.length, 1);
+    assert.deepEqual(told, [7]);
+    assert.deepEqual(client.errors, []);
+  });
+}

@@ -265,6 +265,12 @@ for (const [name, { show, chat, joinsPerMount }] of Object.entries(frameworks)) 
 
   test(`${name}: the chat shows messages and sends what is typed`, async () => {
     const client = await connect("ann");
+    const { onState } = client;
+    let watches = 0;
+    client.onState = (fn) => {
+      watches += 1;
+      return onState.call(client, fn);
+    };
     const { element, unmount } = chat(client);
     await until(() => element.querySelectorAll("li.recorded").length > 0);
     assert.equal(element.querySelector("[role=status]").textContent.trim(), "connected");
@@ -282,6 +288,7 @@ for (const [name, { show, chat, joinsPerMount }] of Object.entries(frameworks)) 
     unmount();
     await isGone(client, "general");
     client.disconnect();
+    assert.equal(watches, joinsPerMount); // not one for each rendering
   });
 
   test(`${name}: the chat names what was missed, and shows it when it is asked to`, async () => {

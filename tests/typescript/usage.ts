@@ -121,7 +121,11 @@ export async function ofTheClient() {
       is<Equal<typeof roomId, string>>();
       for (const event of events) narrowed(event);
     }),
-    client.onConnect(({ clientId, userId, resumed }: ConnectInfo) => is<Equal<typeof resumed, boolean>>()),
+    client.onConnect(({ clientId, userId, resumed }: ConnectInfo) => {
+      is<Equal<typeof clientId, string | null>>(); // which "sse" has not
+      is<Equal<typeof userId, string>>();
+      is<Equal<typeof resumed, boolean>>();
+    }),
     client.onDisconnect(({ code, reason, willReconnect }: DisconnectInfo) => is<Equal<typeof code, number>>()),
     client.onError((error) => failed(error)),
     client.onState((state) => is<Equal<typeof state, ConnectionState>>()),

@@ -103,17 +103,12 @@ async function main() {
     showUnread();
   }
 
-  client.onUnread((counts) => {
+  function takeCounts(counts) {
     for (const [id, count] of Object.entries(counts)) unread.set(id, count);
-    showUnread();
     if (current) showAround(current.list);
-  });
-  /** Over plain HTTP the server tells counts seldom, and never of rooms that one has only read. */
-  function count(roomId) {
-    unread.set(roomId, (unread.get(roomId) ?? 0) + 1);
-    showUnread();
-    if (current) showAround(current.list);
+    else showUnread();
   }
+  client.onUnread(takeCounts);
   $("jump").addEventListener("click", async () => {
     await current.list.toNewest();
     leaveButton();
@@ -142,7 +137,9 @@ async function main() {
     room.on("message", ({ from, data }) => {
       if (from === myId) return;
       if (place === current) announce(`${from}: ${data.text}`);
-      if (client.transport === "sse" && !(place === current && place.list.isSeen)) count(roomId);
+      // Over plain HTTP the server tells counts seldom, and never of rooms that one has only read.
+      const isCounted = client.transport === "sse" && !(place === current && place.list.isSeen);
+      if (isCounted) takeCounts({ [roomId]: (unread.get(roomId) ?? 0) + 1 });
     });
     room.onLeft((reason) => {
       forget(roomId);
@@ -157,10 +154,7 @@ async function main() {
       myId,
       unread: unread.get(room.id) ?? 0,
       onChange: showAround,
-      onRead(left) {
-        unread.set(room.id, left);
-        showUnread();
-      },
+      onRead: (left) => takeCounts({ [room.id]: left }),
     });
     list.element.setAttribute("aria-label", `Messages in ${nameOf(room)}`);
     list.element.addEventListener("click", (event) => act(place, event.target));
@@ -344,7 +338,7 @@ async function main() {
   await client.connect();
   const [infos, counts] = await Promise.all([client.listRooms(), client.unread()]);
   roomList.setAll(infos);
-  for (const [id, count] of Object.entries(counts)) unread.set(id, count);
+  takeCounts(counts);
   await openNamed();
   if (hasPointer.matches) composer.focus();
   // One that cannot be joined is simply not heard of.

@@ -7,6 +7,16 @@ export const clone = (name) => $(`${name}-template`).content.firstElementChild.c
 
 export const plural = (count, one, many) => `${count.toLocaleString()} ${count === 1 ? one : many}`;
 
+/** Makes *wanted*, a Set, the children of *parent*, in its order; what is in its place is not touched. */
+export function arrange(parent, wanted) {
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  let place = parent.firstElementChild;
+  for (const element of wanted) {
+    if (element === place) place = place.nextElementSibling;
+    else parent.insertBefore(element, place);
+  }
+}
+
 /** A name in a sentence: one that is written from right to left must not turn the sentence round. */
 export function bdi(name) {
   const element = document.createElement("bdi");

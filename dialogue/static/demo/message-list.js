@@ -4,7 +4,7 @@
  * A timeline is bounded: it drops what is far from where one reads and loads it again, so the
  * list holds at most MAX_ENTRIES rows, however much history is scrolled through.
  */
-import { clone, dayLabel, dayOf } from "./helpers.js";
+import { arrange, clone, dayLabel, dayOf } from "./helpers.js";
 import { MessageRow } from "./message-row.js";
 
 const PAGE_SIZE = 100;
@@ -60,7 +60,6 @@ export class MessageList {
     this.#onChange = onChange;
     this.#onRead = onRead;
     this.timeline = room.timeline("message", { pageSize: PAGE_SIZE, maxEntries: MAX_ENTRIES });
-    this.element.setAttribute("aria-label", `Messages in ${room.name ?? room.id}`);
     this.element.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     const resized = new ResizeObserver(() => this.#resized());
     resized.observe(this.element);
@@ -91,10 +90,6 @@ export class MessageList {
     const heading = row.querySelector(".day").getBoundingClientRect(); // of no height if it is hidden
     if (heading.height > 0 && heading.bottom > this.element.getBoundingClientRect().top) return "";
     return dayLabel(dayOf(entry.timestamp));
-  }
-
-  get newest() {
-    return this.#shown.entries.findLast((entry) => entry.seq !== null) ?? null;
   }
 
   rowOf(uid) {
@@ -196,7 +191,7 @@ export class MessageList {
   noteSeen() {
     if (!this.isSeen) return;
     if (this.#firstUnread !== null) this.#isMarkerOld = true;
-    this.#seenThrough = this.newest?.seq ?? 0;
+    this.#seenThrough = this.#shown.entries.findLast((entry) => entry.seq !== null)?.seq ?? 0;
     if (this.#seenThrough <= this.#readThrough) return;
     this.#readTimer ??= setTimeout(async () => {
       await this.#markRead();
@@ -361,18 +356,9 @@ export class MessageList {
     }
 
     const hadFocus = this.#list.contains(document.activeElement);
-    for (const element of [...this.#list.children]) {
-      if (wanted.has(element)) continue;
-      element.remove();
-      this.#rows.delete(element.dataset.uid);
-    }
+    arrange(this.#list, wanted); // a page or a message costs what it brings
+    for (const [uid, row] of this.#rows) if (!wanted.has(row.element)) this.#rows.delete(uid);
     for (const [key, element] of this.#gapRows) if (!wanted.has(element)) this.#gapRows.delete(key);
-    // What is in its place is passed over: a page or a message costs what it brings.
-    let place = this.#list.firstElementChild;
-    for (const element of wanted) {
-      if (element === place) place = place.nextElementSibling;
-      else this.#list.insertBefore(element, place);
-    }
     if (hadFocus && !this.#list.contains(document.activeElement)) this.element.focus({ preventScroll: true });
   }
 
@@ -402,7 +388,6 @@ export class MessageList {
     for (const [edge, isAsked] of [[top, isAbove], [bottom, !isAbove]]) {
       part(edge, "loading").hidden = !(loading && isAsked);
       part(edge, "trouble").hidden = !(error && !loading && isAsked);
-      part(edge, "trouble").firstElementChild.textContent = "More messages could not be loaded.";
     }
     bottom.hidden = !hasNewer;
     const isEnd = !hasOlder && !loading;

@@ -1,5 +1,5 @@
 /** Who is here, of the room that is open. */
-import { $, bdi, clone, paintAvatar } from "./helpers.js";
+import { $, arrange, bdi, clone, paintAvatar } from "./helpers.js";
 
 const byName = new Intl.Collator(undefined, { numeric: true }).compare;
 
@@ -24,7 +24,7 @@ export class People {
     const names = amHere ? [myId, ...others] : others;
     const items = new Map(names.map((name) => [name, this.#items.get(name) ?? this.#item(name, name === myId)]));
     this.#items = items;
-    $("here").replaceChildren(...items.values());
+    arrange($("here"), new Set(items.values()));
     const more = count - names.length;
     $("more-people").hidden = more <= 0;
     $("more-people").textContent = `and ${more.toLocaleString()} more`;

@@ -47,7 +47,10 @@ export class RoomList {
   }
 }
 
+/** Called at each scroll: what does not change is not painted again. */
 export function showBadge(badge, count) {
+  if (badge.dataset.count === String(count)) return;
+  badge.dataset.count = String(count);
   badge.hidden = count === 0;
   badge.replaceChildren();
   if (count === 0) return;

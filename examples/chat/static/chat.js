@@ -106,7 +106,7 @@ function show(row, entry) {
 }
 
 function gapRow(gap) {
-  const key = `gap ${gap.afterUid}`;
+  const key = `gap ${gap.afterUid} ${gap.reason}`;
   const row = rows.get(key) ?? $("gap").content.firstElementChild.cloneNode(true);
   rows.set(key, row);
   row.gap = gap;

@@ -1,4 +1,4 @@
-import { type FormEvent, Fragment, type UIEvent, useState, useSyncExternalStore } from "react";
+import { type FormEvent, Fragment, type UIEvent, useCallback, useState, useSyncExternalStore } from "react";
 
 import type { DialogueClient } from "./dialogue.js";
 import type { Events, SentEvents } from "./events.js";
@@ -15,7 +15,9 @@ interface ChatProps {
 
 export function Chat({ client, roomId, username }: ChatProps) {
   const { timeline, snapshot, error } = useTimeline(client, roomId, "message");
-  const state = useSyncExternalStore((fn) => client.onState(fn), () => client.state, () => client.state);
+  // The same function at every rendering: React subscribes again for another one.
+  const subscribe = useCallback((fn: () => void) => client.onState(fn), [client]);
+  const state = useSyncExternalStore(subscribe, () => client.state, () => client.state);
   const [text, setText] = useState("");
 
   // The list stands on its end (see chat.css): 0 is the newest message, and older ones have negative places.
