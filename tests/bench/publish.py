@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
+
 from dialogue import SQLStore
 
 from .load import Plan, Result
@@ -17,8 +19,8 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("acks, each publisher receives all events", "dialogue", {"is_subscribed": True}),
     ("acks, a frame per trigger", "dialogue", {"is_single": True}),
     ("acks, 64 rooms", "dialogue", {"rooms": 64}),
-    ("SQLAlchemy async", "sqlalchemy", {}),
-    ("bare sqlite3", "sqlite3", {}),
+    ("SQLAlchemy async", "sqlalchemy_async", {}),
+    ("bare sqlite3", "bare_sqlite", {}),
 )
 """What is measured: its name, the server, and what differs from the plan."""
 
@@ -47,10 +49,10 @@ def measure(server: str, url: str, plan: Plan) -> tuple[Result, float]:
     Raises:
         AssertionError: Something was not acked, or is not in the log.
     """
-    store = url.partition(":///")[2] if server == "sqlite3" else url
+    store = url.partition(":///")[2] if server == "bare_sqlite" else url
     with serving(server, store) as served:
         before = served.cpu_seconds()
-        result = load(Plan(**{**plan_fields(plan), "port": served.port}))
+        result = load(msgspec.structs.replace(plan, port=served.port), Result)
         after = served.cpu_seconds()
     assert result.acked == result.sent, result
     assert not result.wrong, result
@@ -69,11 +71,6 @@ async def _stored(url: str, rooms: int) -> int:
         return sum([(await store.head(f"bench:{room}")).last_seq for room in range(rooms)])
     finally:
         await store.aclose()
-
-
-def plan_fields(plan: Plan) -> dict[str, Any]:
-    """Return the fields of *plan*."""
-    return {name: getattr(plan, name) for name in plan.__struct_fields__}
 
 
 def figures(database: str, runs: dict[str, Best], *, at_least: float) -> list[Figure]:

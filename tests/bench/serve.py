@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import importlib
 import logging
 import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
 
 from dialogue import Dialogue, History, Limits, RoomConfig, SQLStore, define_event
 from dialogue.server.run import listen, serve
 from tests.rates import UNRATED
 
-from .peers import bare_sqlite, sqlalchemy_async
 from .peers.common import Message
 
 message = define_event("message", schema=Message, history=History(limit=100))
@@ -36,7 +36,7 @@ def make_dialogue(store: str) -> Dialogue:
     )
 
 
-def _serve_peer(app: FastAPI, listener: socket.socket) -> None:
+def _serve_peer(app: Any, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
         ws="websockets-sansio",
@@ -60,8 +60,8 @@ def main(name: str, store: str) -> None:
         port = listener.getsockname()[1]
         serve(dialogue, dialogue.app, listener, on_serving=lambda: print(f"serving at {port}", flush=True))
     else:
-        peers = {"sqlalchemy": sqlalchemy_async.make_app, "sqlite3": bare_sqlite.make_app}
-        _serve_peer(peers[name](store), listener)
+        # Only the one that is asked for: each has packages that need not be there, and that take time to import.
+        _serve_peer(importlib.import_module(f".peers.{name}", __package__).make_app(store), listener)
 
 
 if __name__ == "__main__":
