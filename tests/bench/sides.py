@@ -55,6 +55,11 @@ SIDES = {
     DIALOGUE: Side("dialogue", "dialogue"),
     DURABLE: Side("dialogue", "dialogue", is_stored=True),
     LOOP: Side("fastapi_loop"),
+    NODE_WS: Side("ws", package="ws"),
+    NODE_SOCKETIO: Side("socketio", "socketio", package="socket.io"),
+    SOCKETIO: Side("socketio_python", "socketio", package="socketio"),
+    LITESTAR: Side("litestar_channels", package="litestar"),
+    COMMITTING: Side("insert_commit_broadcast", is_stored=True),
 }
 
 
