@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable
-
 import msgspec
 
-from dialogue import SQLStore
-
+from .databases import stored
 from .listeners import Plan, Result
 from .processes import load
 from .report import Figure
@@ -66,19 +62,9 @@ def measure(plan: Plan, *, rounds: int) -> list[Figure]:
                     result.check()
                     done.append(result)
         sent = [result.sent for result in runs[DURABLE, MANY]]
-        stored = asyncio.run(_stored(urls[DURABLE], range(0, 2 * rounds, 2)))
-        assert stored == sent, (stored, sent)
+        found = stored(urls[DURABLE], range(0, 2 * rounds, 2))
+        assert found == sent, (found, sent)
     return figures(runs, subscribers=plan.subscribers)
-
-
-async def _stored(url: str, rooms: Iterable[int]) -> list[int]:
-    """Return how many events each of *rooms* has in the log; seqs have no holes, so the newest one tells."""
-    store = SQLStore(url)
-    await store.open()
-    try:
-        return [(await store.head(f"bench:{room}")).last_seq for room in rooms]
-    finally:
-        await store.aclose()
 
 
 def figures(runs: dict[tuple[str, str], list[Result]], *, subscribers: int) -> list[Figure]:

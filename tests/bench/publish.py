@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import msgspec
 
-from dialogue import SQLStore
-
+from .databases import stored
 from .load import Plan, Result
 from .processes import load, serving
 from .report import Figure
@@ -57,20 +55,10 @@ def measure(server: str, url: str, plan: Plan) -> tuple[Result, float]:
     assert result.acked == result.sent, result
     assert not result.wrong, result
     if server == "dialogue":
-        stored = asyncio.run(_stored(url, plan.rooms))
-        assert stored == result.acked, (stored, result)
+        found = sum(stored(url, range(plan.rooms)))
+        assert found == result.acked, (found, result)
     cpu_us = 0.0 if before is None or after is None else (after - before) / max(1, result.acked) * 1e6
     return result, cpu_us
-
-
-async def _stored(url: str, rooms: int) -> int:
-    """Return how many events are in the log's rooms; seqs have no holes, so the newest one tells."""
-    store = SQLStore(url)
-    await store.open()
-    try:
-        return sum([(await store.head(f"bench:{room}")).last_seq for room in range(rooms)])
-    finally:
-        await store.aclose()
 
 
 def figures(database: str, runs: dict[str, Best], *, at_least: float) -> list[Figure]:

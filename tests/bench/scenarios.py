@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from . import fanout, filling, listeners, pages, publish, ring
+from . import arrivals, fanout, filling, latency, listeners, pages, publish, ring
 from .databases import postgres_database, sqlite_file
 from .load import Plan
 from .report import Figure
@@ -27,6 +27,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         ring: Events in the ring.
         subscribers: Who is told of each message.
         fanout_seconds: Time of each run of ``fanout``.
+        latency_seconds: Time of each run of ``latency``.
     """
 
     variants: tuple[int, ...] = tuple(range(len(publish.VARIANTS)))
@@ -41,6 +42,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     ring: int = 100_000
     subscribers: int = 500
     fanout_seconds: float = 3.0
+    latency_seconds: float = 6.0
 
 
 FULL = Scale()
@@ -57,6 +59,7 @@ MOMENT = Scale(
     ring=500,
     subscribers=10,
     fanout_seconds=0.1,
+    latency_seconds=0.3,
 )
 """Everything once, for the tests: its figures mean nothing."""
 
@@ -128,10 +131,19 @@ def run_fanout(scale: Scale, postgres: str | None) -> list[Figure]:
     return fanout.measure(plan, rounds=scale.rounds)
 
 
+def run_latency(scale: Scale, postgres: str | None) -> list[Figure]:
+    """How long a message is on its way to everyone in a room."""
+    plan = arrivals.Plan(
+        subscribers=scale.subscribers, warm_up_seconds=scale.warm_up_seconds, seconds=scale.latency_seconds
+    )
+    return latency.measure(plan, rounds=scale.rounds)
+
+
 SCENARIOS = {
     "publish": run_publish,
     "pages": run_pages,
     "filling": run_filling,
     "ring": run_ring,
     "fanout": run_fanout,
+    "latency": run_latency,
 }
