@@ -25,6 +25,11 @@ def marked(publisher: int, number: int) -> bytes:
     return b"%b%02d.%07d %b" % (MARK, publisher, number, TEXTS[number % len(TEXTS)])
 
 
+def message(publisher: int, number: int) -> Message:
+    """Return what *publisher* sends as its message *number*, the first of which is 1."""
+    return Message(marked(publisher, number), b"user-%d" % publisher, number)
+
+
 def subscribe(dialect: Dialect, port: int, user: bytes) -> socket.socket:
     """Return a subscribed socket that does not block.
 
@@ -95,8 +100,7 @@ class Publisher(Member):
     """
 
     def __init__(self, dialect: Dialect, index: int) -> None:
-        self.user = b"user-%d" % index
-        super().__init__(dialect, self.user, is_subscriber=False)
+        super().__init__(dialect, b"user-%d" % index, is_subscriber=False)
         self.index = index
         self.sent = 0
         self.landed = 0
@@ -110,10 +114,8 @@ class Publisher(Member):
 
     def publish(self, count: int) -> None:
         """Send *count* messages."""
-        messages = []
-        for _ in range(count):
-            self.sent += 1
-            messages.append(Message(marked(self.index, self.sent), self.user, self.sent))
+        messages = [message(self.index, self.sent + ahead) for ahead in range(1, count + 1)]
+        self.sent += count
         self.transport.write(b"".join(map(text_frame, self.dialect.frames(messages))))
 
 

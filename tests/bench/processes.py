@@ -15,7 +15,10 @@ import msgspec
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 60.0
 
-NODE = Path(__file__).parent / "peers" / "node"
+PEERS = Path(__file__).parent / "peers"
+"""Servers in Python: ``fastapi_loop`` is its ``fastapi_loop.py``."""
+
+NODE = PEERS / "node"
 """Servers for Node: ``ws`` is its ``ws.mjs``."""
 
 _Result = TypeVar("_Result", bound=msgspec.Struct)
@@ -49,7 +52,7 @@ def cpu_seconds(process: int) -> float | None:
 
 @contextmanager
 def serving(name: str, store: str = "", *, tree: Path = ROOT, is_pinned: bool = False) -> Iterator[Served]:
-    """Serve *name* (see `tests.bench.serve`, or `NODE`) over *store* until the end of the block.
+    """Serve *name* (``dialogue``, or one of `PEERS` or `NODE`) over *store* until the end of the block.
 
     Args:
         is_pinned: Whether it keeps to the first core, once it serves.
@@ -58,10 +61,9 @@ def serving(name: str, store: str = "", *, tree: Path = ROOT, is_pinned: bool = 
     Raises:
         RuntimeError: It did not start, or not stop in order; its output is on standard error.
     """
+    module = "tests.bench.serve_peer" if (PEERS / f"{name}.py").exists() else "tests.bench.serve"
     script = NODE / f"{name}.mjs"
-    command = (
-        ["node", str(script)] if script.exists() else [sys.executable, "-m", "tests.bench.serve", name, store]
-    )
+    command = ["node", str(script)] if script.exists() else [sys.executable, "-m", module, name, store]
     process = subprocess.Popen(
         command,
         cwd=tree,
