@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Iterator
 
@@ -39,13 +40,10 @@ async def test_a_sweep_counts_marks_wherever_reads_end(
     sweep = asyncio.create_task(subscribers.sweep())
     data = frames(1, 2, 3)
     first = len(frames(1)) + cut
-    server.sendall(data[:first])
-    while not subscribers.counts[0]:
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(0.005)
-    server.sendall(data[first:])
-    while subscribers.counts[0] < 3:
-        await asyncio.sleep(0.001)
+    for part in (data[:first], data[first:]):
+        server.sendall(part)
+        while select.select([subscriber], [], [], 0)[0]:
+            await asyncio.sleep(0.001)
     sweep.cancel()
     assert subscribers.counts == [3]
 
