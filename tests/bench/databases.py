@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import make_url
+
+from dialogue import SQLStore
 
 
 @contextmanager
@@ -31,6 +33,20 @@ def postgres_database(server: str) -> Iterator[str]:
         yield made.render_as_string(hide_password=False)
     finally:
         asyncio.run(_execute(server, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def stored(url: str, rooms: Iterable[int]) -> list[int]:
+    """Return how many events each of *rooms* (``bench:N``) has in the log: no seq is left out, so the newest tells."""
+
+    async def read() -> list[int]:
+        store = SQLStore(url)
+        await store.open()
+        try:
+            return [(await store.head(f"bench:{room}")).last_seq for room in rooms]
+        finally:
+            await store.aclose()
+
+    return asyncio.run(read())
 
 
 async def _execute(server: str, sql: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from dialogue import SQLStore
+import msgspec
 
+from .databases import stored
 from .load import Plan, Result
 from .processes import load, serving
 from .report import Figure
@@ -17,8 +17,8 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("acks, each publisher receives all events", "dialogue", {"is_subscribed": True}),
     ("acks, a frame per trigger", "dialogue", {"is_single": True}),
     ("acks, 64 rooms", "dialogue", {"rooms": 64}),
-    ("SQLAlchemy async", "sqlalchemy", {}),
-    ("bare sqlite3", "sqlite3", {}),
+    ("SQLAlchemy async", "sqlalchemy_async", {}),
+    ("bare sqlite3", "bare_sqlite", {}),
 )
 """What is measured: its name, the server, and what differs from the plan."""
 
@@ -47,33 +47,18 @@ def measure(server: str, url: str, plan: Plan) -> tuple[Result, float]:
     Raises:
         AssertionError: Something was not acked, or is not in the log.
     """
-    store = url.partition(":///")[2] if server == "sqlite3" else url
+    store = url.partition(":///")[2] if server == "bare_sqlite" else url
     with serving(server, store) as served:
         before = served.cpu_seconds()
-        result = load(Plan(**{**plan_fields(plan), "port": served.port}))
+        result = load(msgspec.structs.replace(plan, port=served.port), Result)
         after = served.cpu_seconds()
     assert result.acked == result.sent, result
     assert not result.wrong, result
     if server == "dialogue":
-        stored = asyncio.run(_stored(url, plan.rooms))
-        assert stored == result.acked, (stored, result)
+        found = sum(stored(url, range(plan.rooms)))
+        assert found == result.acked, (found, result)
     cpu_us = 0.0 if before is None or after is None else (after - before) / max(1, result.acked) * 1e6
     return result, cpu_us
-
-
-async def _stored(url: str, rooms: int) -> int:
-    """Return how many events are in the log's rooms; seqs have no holes, so the newest one tells."""
-    store = SQLStore(url)
-    await store.open()
-    try:
-        return sum([(await store.head(f"bench:{room}")).last_seq for room in range(rooms)])
-    finally:
-        await store.aclose()
-
-
-def plan_fields(plan: Plan) -> dict[str, Any]:
-    """Return the fields of *plan*."""
-    return {name: getattr(plan, name) for name in plan.__struct_fields__}
 
 
 def figures(database: str, runs: dict[str, Best], *, at_least: float) -> list[Figure]:

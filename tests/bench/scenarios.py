@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from . import filling, pages, publish, ring
+from . import arrivals, fanout, filling, latency, listeners, pages, publish, ring
 from .databases import postgres_database, sqlite_file
 from .load import Plan
 from .report import Figure
@@ -25,6 +25,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         reads: Pages read at each depth.
         filled: Events per filling.
         ring: Events in the ring.
+        subscribers: Who is told of each message.
+        fanout_seconds: Time of each run of ``fanout``.
+        latency_seconds: Time of each run of ``latency``.
     """
 
     variants: tuple[int, ...] = tuple(range(len(publish.VARIANTS)))
@@ -37,6 +40,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     reads: int = 400
     filled: int = 200_000
     ring: int = 100_000
+    subscribers: int = 500
+    fanout_seconds: float = 3.0
+    latency_seconds: float = 6.0
 
 
 FULL = Scale()
@@ -51,6 +57,9 @@ MOMENT = Scale(
     reads=5,
     filled=2000,
     ring=500,
+    subscribers=10,
+    fanout_seconds=0.1,
+    latency_seconds=0.3,
 )
 """Everything once, for the tests: its figures mean nothing."""
 
@@ -79,7 +88,7 @@ def run_publish(scale: Scale, postgres: str | None) -> list[Figure]:
         # Taken in turns: what else the machine does meanwhile then hits all of them alike.
         for _ in range(scale.rounds):
             for name, server, changes in (publish.VARIANTS[number] for number in scale.variants):
-                if database == "Postgres" and server == "sqlite3":
+                if database == "Postgres" and server == "bare_sqlite":
                     continue
                 with databases(postgres if database == "Postgres" else None) as found:
                     best = runs.setdefault(name, publish.Best())
@@ -114,4 +123,27 @@ def run_ring(scale: Scale, postgres: str | None) -> list[Figure]:
     return ring.measure(count=scale.ring)
 
 
-SCENARIOS = {"publish": run_publish, "pages": run_pages, "filling": run_filling, "ring": run_ring}
+def run_fanout(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Everyone in a room is told of each message."""
+    plan = listeners.Plan(
+        subscribers=scale.subscribers, warm_up_seconds=scale.warm_up_seconds, seconds=scale.fanout_seconds
+    )
+    return fanout.measure(plan, rounds=scale.rounds)
+
+
+def run_latency(scale: Scale, postgres: str | None) -> list[Figure]:
+    """How long a message is on its way to everyone in a room."""
+    plan = arrivals.Plan(
+        subscribers=scale.subscribers, warm_up_seconds=scale.warm_up_seconds, seconds=scale.latency_seconds
+    )
+    return latency.measure(plan, rounds=scale.rounds)
+
+
+SCENARIOS = {
+    "publish": run_publish,
+    "pages": run_pages,
+    "filling": run_filling,
+    "ring": run_ring,
+    "fanout": run_fanout,
+    "latency": run_latency,
+}

@@ -1,27 +1,21 @@
-"""The servers that are measured, each a process of its own: ``python -m tests.bench.serve NAME STORE``.
+"""The Dialogue that is measured, in a process of its own: ``python -m tests.bench.serve dialogue STORE``.
 
-All are uvicorn with the settings of ``dialogue run``. With DIALOGUE_BENCH_PROFILE=FILE the main thread runs under
-cProfile and FILE gets what it found.
+It is served as ``dialogue run`` serves; `tests.bench.serve_peer` has what it is compared with. With
+DIALOGUE_BENCH_PROFILE=FILE the main thread runs under cProfile and FILE gets what it found.
 """
 
 from __future__ import annotations
 
-import asyncio
 import cProfile
 import logging
 import os
-import socket
 import sys
 from pathlib import Path
-
-import uvicorn
-from fastapi import FastAPI
 
 from dialogue import Dialogue, History, Limits, RoomConfig, SQLStore, define_event
 from dialogue.server.run import listen, serve
 from tests.rates import UNRATED
 
-from .peers import bare_sqlite, sqlalchemy_async
 from .peers.common import Message
 
 message = define_event("message", schema=Message, history=History(limit=100))
@@ -36,32 +30,15 @@ def make_dialogue(store: str) -> Dialogue:
     )
 
 
-def _serve_peer(app: FastAPI, listener: socket.socket) -> None:
-    config = uvicorn.Config(
-        app,
-        ws="websockets-sansio",
-        ws_per_message_deflate=False,
-        ws_ping_interval=None,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-    )
-    print(f"serving at {listener.getsockname()[1]}", flush=True)
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(uvicorn.Server(config).serve([listener]))
-
-
 def main(name: str, store: str) -> None:
     """Serve until SIGTERM."""
+    if name != "dialogue":
+        raise SystemExit(f"there is no server {name!r}")
     logging.basicConfig(level=logging.ERROR)
     listener = listen("127.0.0.1", 0)
-    if name == "dialogue":
-        dialogue = make_dialogue(store)
-        port = listener.getsockname()[1]
-        serve(dialogue, dialogue.app, listener, on_serving=lambda: print(f"serving at {port}", flush=True))
-    else:
-        peers = {"sqlalchemy": sqlalchemy_async.make_app, "sqlite3": bare_sqlite.make_app}
-        _serve_peer(peers[name](store), listener)
+    dialogue = make_dialogue(store)
+    port = listener.getsockname()[1]
+    serve(dialogue, dialogue.app, listener, on_serving=lambda: print(f"serving at {port}", flush=True))
 
 
 if __name__ == "__main__":

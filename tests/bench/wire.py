@@ -13,6 +13,14 @@ from typing import Any, cast
 _KEY = base64.b64encode(b"0123456789abcdef")
 
 
+def upgrade_request(path: str) -> bytes:
+    """Return the request that opens a WebSocket at *path*."""
+    return (
+        b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n" % (path.encode(), _KEY)
+    )
+
+
 def text_frame(payload: bytes) -> bytes:
     """Return *payload* as one text frame of a client."""
     size = len(payload)
@@ -51,10 +59,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.write(
-            b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n\r\n" % (self._path.encode(), _KEY)
-        )
+        self.transport.write(upgrade_request(self._path))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():

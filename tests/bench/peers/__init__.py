@@ -1,1 +1,1 @@
-"""What the publish path is compared with: FastAPI handlers that insert and commit each message."""
+"""What Dialogue is compared with, each as its documentation has it; ``node`` has those for Node."""

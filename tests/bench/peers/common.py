@@ -1,4 +1,4 @@
-"""The socket of both peers: the same frames, the same schema, one acknowledged commit per message."""
+"""The socket of the peers that store and ack: the same frames, the same schema, one acknowledged commit per message."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,7 +13,7 @@ from sqlalchemy import JSON, BigInteger, Integer, event
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from .common import Message, add_socket
+from .common import Insert, Message, add_socket
 
 
 class Base(DeclarativeBase):
@@ -32,8 +32,19 @@ class Row(Base):
     timestamp: Mapped[int] = mapped_column(BigInteger)
 
 
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
 def make_app(url: str) -> FastAPI:
     """Return the application over the database at *url*."""
+    lifespan, insert = open_database(url)
+    app = FastAPI(lifespan=lifespan)
+    add_socket(app, insert)
+    return app
+
+
+def open_database(url: str) -> tuple[Lifespan, Insert]:
+    """Return what an application needs of the database at *url*: its lifespan, and what inserts a message."""
     engine = create_async_engine(url)
     is_sqlite = engine.dialect.name == "sqlite"
     if is_sqlite:
@@ -56,8 +67,6 @@ def make_app(url: str) -> FastAPI:
         yield
         await engine.dispose()
 
-    app = FastAPI(lifespan=lifespan)
-
     async def insert(room_id: str, user_id: str, message: Message) -> int:
         async with turn, sessions() as session:
             row = Row(
@@ -70,5 +79,4 @@ def make_app(url: str) -> FastAPI:
             await session.commit()
             return row.id
 
-    add_socket(app, insert)
-    return app
+    return lifespan, insert

@@ -1,0 +1,118 @@
+"""The servers that fan-out and latency compare: how to start each, how to speak to it, and what it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+from .databases import sqlite_file
+from .processes import NODE, Served, serving
+
+
+class Side(NamedTuple):
+    """A server.
+
+    Attributes:
+        server: As `serving` takes it.
+        dialect: As `DIALECTS` has it.
+        package: What it needs beside the development environment: a module of the extra ``bench``, or for a server
+            in `NODE` a package of Node's.
+        is_stored: Whether it has a SQLite file.
+    """
+
+    server: str
+    dialect: str = "plain"
+    package: str = ""
+    is_stored: bool = False
+
+    def missing(self) -> str:
+        """Return how to get what it needs and is not there; empty if nothing is missing."""
+        if not self.package:
+            return ""
+        if (NODE / f"{self.server}.mjs").exists():
+            if shutil.which("node") and (NODE / "node_modules" / self.package).exists():
+                return ""
+            return f"node, and npm install --prefix {NODE.relative_to(NODE.parents[3])}"
+        return "" if importlib.util.find_spec(self.package) else 'pip install -e ".[bench]"'
+
+
+DIALOGUE, DURABLE, LOOP, NODE_WS, NODE_SOCKETIO, SOCKETIO, LITESTAR, COMMITTING = (
+    "Dialogue",
+    "Dialogue on SQLite",
+    "FastAPI loop",
+    "Node ws",
+    "Socket.IO on Node",
+    "python-socketio",
+    "Litestar channels",
+    "insert, commit, broadcast",
+)
+
+SIDES = {
+    DIALOGUE: Side("dialogue", "dialogue"),
+    DURABLE: Side("dialogue", "dialogue", is_stored=True),
+    LOOP: Side("fastapi_loop"),
+    NODE_WS: Side("ws", package="ws"),
+    NODE_SOCKETIO: Side("socketio", "socketio", package="socket.io"),
+    SOCKETIO: Side("socketio_python", "socketio", package="socketio"),
+    LITESTAR: Side("litestar_channels", package="litestar"),
+    COMMITTING: Side("insert_commit_broadcast", is_stored=True),
+}
+
+
+def present(names: Iterable[str]) -> list[str]:
+    """Return those of `SIDES` that can run; for each other one standard error has a line that says how to get it."""
+    found = []
+    for name in names:
+        if missing := SIDES[name].missing():
+            print(f"{name} is left out; it needs {missing}", file=sys.stderr)
+        else:
+            found.append(name)
+    return found
+
+
+@contextmanager
+def files(names: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield the URL of a new SQLite file for each of `SIDES` that has one; they are removed at the end."""
+    with ExitStack() as stack:
+        yield {
+            name: f"sqlite+aiosqlite:///{stack.enter_context(sqlite_file())}"
+            for name in names
+            if SIDES[name].is_stored
+        }
+
+
+@contextmanager
+def serving_all(names: Iterable[str], urls: Mapping[str, str]) -> Iterator[dict[str, Served]]:
+    """Serve those of `SIDES`, each at the first core and some with a store among *urls*; yield them by name.
+
+    Raises:
+        RuntimeError: One of them did not start, or not stop in order.
+    """
+    started: dict[str, Future[Served]] = {name: Future() for name in names}
+    is_over = threading.Event()
+
+    def serve(name: str) -> None:
+        with serving(SIDES[name].server, urls.get(name, ""), is_pinned=True) as server:
+            started[name].set_result(server)
+            is_over.wait()
+
+    # All at one time: starting and stopping takes longer than a moment's measurement.
+    with ThreadPoolExecutor(len(started)) as pool:
+        try:
+            ended = {name: pool.submit(serve, name) for name in started}
+            for name, server in started.items():
+                either: list[Future[Any]] = [server, ended[name]]
+                wait(either, return_when=FIRST_COMPLETED)
+                if not server.done():
+                    ended[name].result()
+            yield {name: server.result() for name, server in started.items()}
+        finally:
+            is_over.set()
+        for done in ended.values():
+            done.result()
