@@ -18,6 +18,7 @@ from sqlalchemy import URL
 from ..app import Dialogue
 from ..config import EventType, History, RoomConfig, define_event
 from ..errors import LogLocked, StartError
+from ..server.router import Application
 from ..storage.sql import SQLStore
 from .recording import OnProgress, record_past
 
@@ -94,7 +95,7 @@ def make_app(
         )
         yield
 
-    app = FastAPI(title="Dialogue demo", lifespan=lifespan, openapi_url=None)
+    app = Application(dialogue, title="Dialogue demo", lifespan=lifespan, openapi_url=None)
     app.include_router(dialogue.router)
     app.include_router(dialogue.ops_router)
     app.add_api_route("/", _page(STATIC / "index.html"), methods=["GET", "HEAD"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, WebSocket
 from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from ..generating.asyncapi import asyncapi, servers
 from .http import make_http_router
@@ -26,6 +27,45 @@ CLIENT_FILES = {
 """The browser client and its types, with their content types."""
 
 
+SOCKET_PATH = "/ws"
+
+
+async def _serve_socket(dialogue: Dialogue, websocket: WebSocket) -> None:
+    if dialogue.has_stopped:
+        await websocket.close(code=1001)  # a connection that came while the server went
+        return
+    # Raises with the remedy where a mount keeps the lifespan from running: failing the first connection loudly
+    # is better than a server that accepts sockets and serves nobody.
+    hub = dialogue.hub()
+    await serve_websocket(websocket, hub, allowed_origins=dialogue.allowed_origins, logger=dialogue.logger)
+
+
+class Application(FastAPI):
+    """A FastAPI application whose socket is not reached through FastAPI.
+
+    It includes the router of *dialogue* without a prefix and without dependencies. Then nothing on the way to the
+    socket's route can differ from connection to connection, and the way costs each one ten kilobytes, which its
+    coroutines and exit stacks keep as long as it is open, and a third of its upgrade. Where middleware was added, the
+    way is taken.
+    """
+
+    def __init__(self, dialogue: Dialogue, **options: Any) -> None:
+        super().__init__(**options)
+        self._dialogue = dialogue
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] == "websocket"
+            and scope["path"] == scope.get("root_path", "") + SOCKET_PATH
+            and not self.user_middleware
+        ):
+            scope["app"] = self
+            scope["router"] = self.router
+            await _serve_socket(self._dialogue, WebSocket(scope, receive, send))
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def make_router(dialogue: Dialogue) -> APIRouter:
     """Return the router of *dialogue*: the socket, the same over HTTP, the browser client, and the lifespan."""
 
@@ -36,17 +76,9 @@ def make_router(dialogue: Dialogue) -> APIRouter:
 
     router = APIRouter(lifespan=lifespan)
 
-    @router.websocket("/ws")
+    @router.websocket(SOCKET_PATH)
     async def websocket(websocket: WebSocket) -> None:
-        # Raises with the remedy where a mount keeps the lifespan from running: failing the first connection loudly
-        # is better than a server that accepts sockets and serves nobody.
-        if dialogue.has_stopped:
-            await websocket.close(code=1001)  # a connection that came while the server went
-            return
-        hub = dialogue.hub()
-        await serve_websocket(
-            websocket, hub, allowed_origins=dialogue.allowed_origins, logger=dialogue.logger
-        )
+        await _serve_socket(dialogue, websocket)
 
     for name, media_type in CLIENT_FILES.items():
         file = StaticFile(STATIC / name, media_type=media_type)
@@ -91,7 +123,7 @@ def make_ops_router(dialogue: Dialogue) -> APIRouter:
 
 def make_app(dialogue: Dialogue) -> FastAPI:
     """Return an application that serves *dialogue* alone."""
-    app = FastAPI(title="Dialogue")
+    app = Application(dialogue, title="Dialogue")
     app.include_router(dialogue.router)
     app.include_router(dialogue.ops_router)
     return app

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from ..logs import JSONFormatter
+from .collector import collect_seldom
 from .listening import DEFAULT_HOST, DEFAULT_PORT, address_of, listen
 from .serving import Serving, make_config
 
@@ -187,15 +187,13 @@ def serve(
         if wake is not None:
             wake()
 
-    def tell() -> None:
-        # What there is now stays until the end. Walking it took the collector 50 ms and more, in which every
-        # publisher waited.
-        gc.collect()
-        gc.freeze()
-        on_serving()
-
-    async def run() -> None:
+    async def run(begin_serving: Callable[[], None]) -> None:
         nonlocal wake
+
+        def tell() -> None:
+            begin_serving()
+            on_serving()
+
         loop = asyncio.get_running_loop()
         loop.set_default_executor(executor)
         serving = Serving(dialogue, app, on_serving=tell, is_child=is_child)
@@ -220,11 +218,11 @@ def serve(
                 dialogue.logger,
                 numbers=(signal.SIGTERM,) if is_child and os.name == "posix" else _SIGNALS,
             ),
+            collect_seldom() as begin_serving,
             asyncio.Runner(loop_factory=factory) as runner,
         ):
-            runner.run(run())
+            runner.run(run(begin_serving))
     finally:
-        gc.unfreeze()
         listener.close()
     return dialogue.unflushed_events
 

@@ -292,6 +292,7 @@ class Session:
                 while not self.is_connected:
                     if not await self._read_frame(loop):
                         return
+            self._connect_timer = None
         except TimeoutError:
             if not self.is_connected:
                 self.close(protocol.CLOSE_UNAUTHENTICATED, "no connect in time")

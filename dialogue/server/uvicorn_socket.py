@@ -3,10 +3,12 @@
 A small subclass of its sans-I/O protocol, given to it by its public ``ws=`` setting. It does two things that ASGI has
 no words for: it refuses a frame by its declared size, before a byte of it is kept, and it lets the outbox give a
 ready-made frame to the transport. Under any other server a frame is judged when it is whole, and sent by ASGI.
+Besides, an idle connection keeps less: no queue that is empty, no headers that were read.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +25,61 @@ FRAGMENTS = 10_000
 
 UNREAD_PONG_BYTES = 65_536
 """Most bytes that wait for a peer that asks for pongs; one that does not read them is dropped."""
+
+
+class _Received:
+    """What uvicorn has received and the application has not taken: `asyncio.Queue` with one getter at a time.
+
+    A queue of asyncio's has three deques, which are two kilobytes when they are empty.
+    """
+
+    __slots__ = ("_arrived", "_messages")
+
+    def __init__(self) -> None:
+        self._messages: list[Any] = []
+        self._arrived: asyncio.Future[None] | None = None
+
+    def put_nowait(self, message: Any) -> None:
+        self._messages.append(message)
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    async def get(self) -> Any:
+        while not self._messages:
+            self._arrived = asyncio.get_running_loop().create_future()
+            try:
+                await self._arrived
+            finally:
+                self._arrived = None
+        return self._messages.pop(0)
+
+    def empty(self) -> bool:
+        return not self._messages
+
+
+class _Writable:
+    """Whether the transport takes more: `asyncio.Event`, which has a deque of waiters even while it is set."""
+
+    __slots__ = ("_resumed",)
+
+    def __init__(self) -> None:
+        self._resumed: asyncio.Event | None = None
+
+    def is_set(self) -> bool:
+        return self._resumed is None
+
+    def set(self) -> None:
+        if self._resumed is not None:
+            self._resumed.set()
+            self._resumed = None
+
+    def clear(self) -> None:
+        if self._resumed is None:
+            self._resumed = asyncio.Event()
+
+    async def wait(self) -> None:
+        while self._resumed is not None:
+            await self._resumed.wait()
 
 
 class SocketExtension(NamedTuple):
@@ -53,6 +110,7 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
             super().__init__(*args, **options)
             self._message_bytes: int | None = None
             self._safely(self._lower)
+            self._safely(self._slim)
 
         def _lower(self) -> None:
             self._message_bytes = self.conn.max_message_size
@@ -63,7 +121,15 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
         def _raise(self) -> None:
             self.conn.max_message_size = self._message_bytes
 
+        def _slim(self) -> None:
+            if not self.queue.empty() or not self.writable.is_set():
+                raise AttributeError("a connection begins with something in its queue")
+            self.queue = _Received()  # type: ignore[assignment]
+            self.writable = _Writable()  # type: ignore[assignment]
+
         def _offer(self) -> None:
+            # What the application is told of it is in the scope; the parser holds the request as long as it lives.
+            self.request.headers.clear()
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = SocketExtension(self._raise, self._straight())
 

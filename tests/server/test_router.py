@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import httpx2
 import pytest
@@ -21,6 +21,7 @@ from dialogue import (
     CommandError,
     Dialogue,
     EventNotAllowed,
+    Identity,
     InvalidRequest,
     LifespanNotRunning,
     MemoryStore,
@@ -68,6 +69,50 @@ async def test_included_in_an_application_under_a_prefix() -> None:
         assert script.headers["content-type"].startswith("text/javascript")
         assert "createDialogueClient" in script.text
     assert not dialogue.is_running
+
+
+class Noted:
+    """ASGI middleware that notes what passes it."""
+
+    passed: ClassVar[list[str]] = []
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.passed.append(scope["type"])
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.parametrize("has_middleware", [False, True])
+async def test_middleware_of_the_ready_made_application_sees_the_socket(has_middleware: bool) -> None:
+    """Its socket is reached past FastAPI only while nothing is on the way; hooks see the application both ways."""
+    Noted.passed.clear()
+    dialogue = Dialogue(rooms())
+    apps: list[Any] = []
+
+    @dialogue.authenticate
+    async def authenticate(request: HTTPConnection, auth: dict[str, Any]) -> Identity:
+        apps.append((request.app, str(request.url_for("health").path)))
+        return Identity("alice")
+
+    if has_middleware:
+        dialogue.app.add_middleware(Noted)
+    async with serve(dialogue) as address, wire(address) as client:
+        await client.ask("join", room="general")
+    assert apps == [(dialogue.app, "/health")]
+    assert ("websocket" in Noted.passed) is has_middleware
+
+
+async def test_the_ready_made_application_can_be_mounted() -> None:
+    """Below a path of another application, whose lifespan enters ours."""
+    dialogue = Dialogue(rooms())
+    outer = FastAPI(lifespan=lambda app: dialogue.lifespan(app))
+    outer.mount("/chat", dialogue.app)
+    async with serve(outer) as address, wire(address, path="/chat/ws") as client:
+        await client.ask("join", room="general")
+        await client.trigger("general", "message", "hello")
+        assert (await client.until_events(1))[0]["data"] == "hello"
 
 
 async def test_dependencies_of_the_include_guard_the_socket_too() -> None:
