@@ -33,9 +33,11 @@ class _Received:
     A queue of asyncio's has three deques, which are two kilobytes when they are empty.
     """
 
-    __slots__ = ("_arrived", "_messages")
+    __slots__ = ("_arrived", "_loop", "_messages")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Kept: finding the running loop asks the system for the process's number each time.
+        self._loop = loop
         self._messages: list[Any] = []
         self._arrived: asyncio.Future[None] | None = None
 
@@ -46,7 +48,7 @@ class _Received:
 
     async def get(self) -> Any:
         while not self._messages:
-            self._arrived = asyncio.get_running_loop().create_future()
+            self._arrived = self._loop.create_future()
             try:
                 await self._arrived
             finally:
@@ -58,28 +60,32 @@ class _Received:
 
 
 class _Writable:
-    """Whether the transport takes more: `asyncio.Event`, which has a deque of waiters even while it is set."""
+    """Whether the transport takes more: `asyncio.Event`, which has a deque of waiters even while it is set.
 
-    __slots__ = ("_resumed",)
+    Attributes:
+        resumed: What those wait for who want to send; None while the transport takes more.
+    """
+
+    __slots__ = ("resumed",)
 
     def __init__(self) -> None:
-        self._resumed: asyncio.Event | None = None
+        self.resumed: asyncio.Event | None = None
 
     def is_set(self) -> bool:
-        return self._resumed is None
+        return self.resumed is None
 
     def set(self) -> None:
-        if self._resumed is not None:
-            self._resumed.set()
-            self._resumed = None
+        if self.resumed is not None:
+            self.resumed.set()
+            self.resumed = None
 
     def clear(self) -> None:
-        if self._resumed is None:
-            self._resumed = asyncio.Event()
+        if self.resumed is None:
+            self.resumed = asyncio.Event()
 
     async def wait(self) -> None:
-        while self._resumed is not None:
-            await self._resumed.wait()
+        while self.resumed is not None:
+            await self.resumed.wait()
 
 
 class SocketExtension(NamedTuple):
@@ -109,6 +115,7 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             self._message_bytes: int | None = None
+            self._writable = _Writable()
             self._safely(self._lower)
             self._safely(self._slim)
 
@@ -124,8 +131,8 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
         def _slim(self) -> None:
             if not self.queue.empty() or not self.writable.is_set():
                 raise AttributeError("a connection begins with something in its queue")
-            self.queue = _Received()  # type: ignore[assignment]
-            self.writable = _Writable()  # type: ignore[assignment]
+            self.queue = _Received(self.loop)  # type: ignore[assignment]
+            self.writable = self._writable  # type: ignore[assignment]
 
         def _offer(self) -> None:
             # What the application is told of it is in the scope; the parser holds the request as long as it lives.
@@ -135,13 +142,13 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
 
         def _straight(self) -> WriteNowait:
             """Return what writes to the transport; all that it needs is looked up now, so that a lack shows here."""
-            conn, is_writable = self.conn, self.writable.is_set
+            conn, writable = self.conn, self._writable
             is_closing, write = self.transport.is_closing, self.transport.write
             is_open = type(conn.state).OPEN
 
             def write_nowait(wire: bytes) -> bool:
                 # Before its upgrade, behind a close frame, and while the peer does not read, nothing may be written.
-                if conn.state is not is_open or not is_writable() or is_closing():
+                if conn.state is not is_open or writable.resumed is not None or is_closing():
                     return False
                 write(wire)
                 return True
