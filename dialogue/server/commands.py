@@ -94,6 +94,7 @@ class Commands:
             spend(session.heard, session.rates.joins)
         self._has_asked = True
         with session.connect_timer_paused():
+            await hub.pacer.wait()
             try:
                 identity = session.known_identity or await authenticate(
                     hub,
@@ -134,6 +135,7 @@ class Commands:
     async def _join(self, command: protocol.Join) -> None:
         session = self._session
         spend(session.heard, session.rates.joins, session.user_rates.joins)
+        await self._hub.pacer.wait()
         await session.memberships.join(
             command.room, ref=command.ref, since=command.since, sync=command.sync, events=command.events
         )

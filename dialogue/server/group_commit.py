@@ -231,15 +231,18 @@ class GroupCommit:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            appending = self._begin()
+            group = self._take()
+            # Awaited here and not in a task of its own: what is alone is told in the turn in which its append ends.
+            appending: Awaitable[Done] | None = None if group is None else self._work(group)
             while appending is not None:
                 outcomes, kept = await appending
                 if kept:
                     self._groups[0] = [*kept]
                     await self._tell(outcomes)
-                    appending = self._start(self._try_again(kept))
+                    appending = self._try_again(kept)
                     continue
-                appending = self._begin()
+                group = self._take()
+                appending = None if group is None else self._start(self._work(group))
                 if appending is not None:
                     # Telling a group takes about as long as appending one. So the next append is on its way first:
                     # these are the turns of the loop that it takes until a store has its thread or socket at work.
@@ -251,14 +254,14 @@ class GroupCommit:
                 # Else something came while the last group was told, and is still to be appended.
                 self._idle.set()
 
-    def _begin(self) -> asyncio.Task[Done] | None:
-        """Start the work on the next group; None when nothing is queued."""
+    def _take(self) -> list[Submission | Lookup] | None:
+        """Take the next group, to be worked on; None when nothing is queued."""
         if not self._queue:
             return None
         group = self._next_group()
         self._groups.append(group)
         self._watch()
-        return self._start(self._work(group))
+        return group
 
     def _start(self, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
         self._appending = asyncio.create_task(work, name="dialogue-append")

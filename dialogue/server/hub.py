@@ -50,6 +50,7 @@ from .in_flight import InFlight
 from .inbox import Inbox
 from .metrics import Metrics
 from .notifier import Notifier
+from .pacing import Pacer
 from .presence import Presence
 from .rates import UserRates
 from .reader import Reader
@@ -94,6 +95,7 @@ class Hub:
         self.clock_ms = clock_ms
         self.context = Context(self, dialogue)
         self.connections = Connections(limits=limits, metrics=metrics)
+        self.pacer = Pacer()
         self.in_flight = InFlight(limits)
         self.access = Access(hooks, limits=limits, context=self.context)
         self.registry = RoomRegistry(self, room_types)

@@ -140,6 +140,9 @@ class Session:
             if reader.done() and not reader.cancelled() and reader.exception() is not None:
                 self.hub.log.error("a connection failed", exc_info=reader.exception())
                 self.close(protocol.CLOSE_INTERNAL_ERROR, "internal error")
+            if self._close is None:
+                self._outbox.close()  # the peer has gone
+            await self.hub.pacer.wait()
         finally:
             # From here on nothing is awaited before the rooms are left: a cancelled session must not stay in them.
             self._is_ended = True

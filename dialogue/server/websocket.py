@@ -165,6 +165,7 @@ async def serve_websocket(
         )
         await websocket.close(code=1008)
         return
+    await hub.pacer.wait()
     if hub.is_stopping:
         await _refuse(websocket, hub, "stopping")
         return
