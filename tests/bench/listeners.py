@@ -6,7 +6,7 @@ without framing. All servers are read alike.
 
 The last one to subscribe is the observer, who takes each frame as it comes and checks the order. A publisher keeps a
 number of messages in flight; a message has landed when the observer has it, so no server needs acks for that, and none
-can build a backlog unnoticed.
+can build a backlog unnoticed. Where a server is quicker than the sweep, the publishers wait for the sweep.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import gc
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -33,6 +33,10 @@ SLICES = 20
 
 BUFFER_BYTES = 262_144
 _TAIL_BYTES = len(MARK) - 1
+
+MOST_UNREAD = 2_000
+"""How many messages the slowest subscriber may be behind the observer before publishers wait: less than servers, and
+the kernel, keep for one who does not read."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,10 +94,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Subscribers:
-    """The sockets of the subscribers, and how many messages each has received."""
+    """The sockets of the subscribers, and how many messages each has received.
+
+    Attributes:
+        counts: By subscriber.
+        fewest: What the one with the fewest had after the latest sweep.
+    """
 
     def __init__(self, sockets: Sequence[socket.socket]) -> None:
         self.counts = [0] * len(sockets)
+        self.fewest = 0
         self._sockets = sockets
         # Before what is read there are the last bytes of what was read before: a mark may be in both.
         self._tails = [bytes(_TAIL_BYTES)] * len(sockets)
@@ -101,12 +111,16 @@ class Subscribers:
         self._view = memoryview(self._buffer)[_TAIL_BYTES:]
         self._slice = max(1, -(-len(sockets) // SLICES))
 
-    async def sweep(self) -> None:
-        """Read them in turn until cancelled."""
+    async def sweep(self, on_swept: Callable[[], None]) -> None:
+        """Read them in turn until cancelled; *on_swept* is called after each sweep."""
         first = 0
         while True:
             self._read(first, first + self._slice)
-            first = first + self._slice if first + self._slice < len(self._sockets) else 0
+            first += self._slice
+            if first >= len(self._sockets):
+                first = 0
+                self.fewest = min(self.counts)
+                on_swept()
             await asyncio.sleep(SWEEP_SECONDS / SLICES)
 
     def _read(self, first: int, past: int) -> None:
@@ -126,23 +140,33 @@ class Subscribers:
 class Observer(Member):
     """The last subscriber: sees every frame at once, checks the order, and lets the publishers go on."""
 
-    def __init__(self, dialect: Dialect, publishers: Sequence[Publisher]) -> None:
+    def __init__(self, dialect: Dialect, publishers: Sequence[Publisher], subscribers: Subscribers) -> None:
         super().__init__(dialect, b"observer", is_subscriber=True)
         self.is_ended = False
         self.wrong = 0
         self._publishers = publishers
+        self._subscribers = subscribers
+        self._landed = 0
+        self._due: dict[Publisher, int] = {}
 
     def on_data(self, frame: bytes) -> None:
-        landed: dict[Publisher, int] = {}
+        due = self._due
         for part in frame.split(MARK)[1:]:
             publisher = self._publishers[int(part[:2])]
             publisher.landed += 1
+            self._landed += 1
             if int(part[3:NAME_BYTES]) != publisher.landed:
                 self.wrong += 1
-            landed[publisher] = landed.get(publisher, 0) + 1
-        if not self.is_ended:
-            for publisher, count in landed.items():
-                publisher.publish(count)
+            due[publisher] = due.get(publisher, 0) + 1
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let the publishers send what they may, unless the sweep is behind."""
+        if self.is_ended or self._landed - self._subscribers.fewest > MOST_UNREAD:
+            return
+        due, self._due = self._due, {}
+        for publisher, count in due.items():
+            publisher.publish(count)
 
 
 async def run(plan: Plan) -> Result:
@@ -157,13 +181,13 @@ async def run(plan: Plan) -> Result:
     for publisher in publishers:
         await ready(publisher, plan.port)
     sockets = [subscribe(dialect, plan.port, b"subscriber-%d" % number) for number in range(plan.subscribers)]
-    observer = Observer(dialect, publishers)
-    await ready(observer, plan.port)
     subscribers = Subscribers(sockets)
+    observer = Observer(dialect, publishers, subscribers)
+    await ready(observer, plan.port)
     counts = subscribers.counts
     # Nothing here is garbage in circles, and a pause of the collector would look like one of the server.
     gc.disable()
-    sweep = asyncio.create_task(subscribers.sweep())
+    sweep = asyncio.create_task(subscribers.sweep(observer.go_on))
 
     async def wait(seconds: float) -> None:
         ends: list[asyncio.Future[Any]] = [sweep, observer.closed]
