@@ -8,18 +8,14 @@ A publisher keeps a number of triggers in flight: it answers a frame that holds 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import deque
 from random import getrandbits
 
 import msgspec
-import uvloop
 
+from .generator import SETTLE_SECONDS, main
 from .wire import Connection, open_connection
-
-SETTLE_SECONDS = 30.0
-"""How long the answers to what is in flight may take."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,4 +221,4 @@ def percentile(weighted: list[tuple[float, int]], share: float) -> float:
 
 
 if __name__ == "__main__":
-    print(msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.argv[1], type=Plan)))).decode())
+    main(Plan, run)

@@ -6,15 +6,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from .load import Plan, Result
-
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 60.0
+
+ResultType = TypeVar("ResultType", bound=msgspec.Struct)
 
 
 class Served:
@@ -22,19 +23,17 @@ class Served:
 
     Attributes:
         port: Where it listens on the loopback address.
+        pid: Its process.
     """
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self._process = process
         self.port = port
+        self.pid = process.pid
 
     def cpu_seconds(self) -> float | None:
         """Processor time that it has used so far, all its threads together; None where the system does not tell."""
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self.pid)
 
 
 @contextmanager
@@ -47,6 +46,7 @@ def serving(name: str, store: str, *, tree: Path = ROOT) -> Iterator[Served]:
     Raises:
         RuntimeError: It did not start, or not stop in order; its output is on standard error.
     """
+    raise_file_limit()
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.bench.serve", name, store],
         cwd=tree,
@@ -71,13 +71,41 @@ def serving(name: str, store: str, *, tree: Path = ROOT) -> Iterator[Served]:
         process.stdout.close()
 
 
-def load(plan: Plan) -> Result:
-    """Run the load generator in a process of its own."""
+def load(plan: msgspec.Struct, result: type[ResultType]) -> ResultType:
+    """Run the load generator that *plan* is of, its module, in a process of its own; return what it printed."""
+    raise_file_limit()
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.load", msgspec.json.encode(plan).decode()],
+        [sys.executable, "-m", type(plan).__module__, msgspec.json.encode(plan).decode()],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         check=True,
     )
-    return msgspec.json.decode(done.stdout, type=Result)
+    return msgspec.json.decode(done.stdout, type=result)
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Return the processor time that a process has used, all its threads together; None where nothing tells."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Return the memory that a process has in use, shared pages included; None where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS:"))
+
+
+def raise_file_limit() -> None:
+    """Let this process and those that it starts have as many open files, and so sockets, as it may allow itself."""
+    with suppress(ImportError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

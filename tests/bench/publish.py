@@ -50,7 +50,7 @@ def measure(server: str, url: str, plan: Plan) -> tuple[Result, float]:
     store = url.partition(":///")[2] if server == "sqlite3" else url
     with serving(server, store) as served:
         before = served.cpu_seconds()
-        result = load(Plan(**{**plan_fields(plan), "port": served.port}))
+        result = load(Plan(**{**plan_fields(plan), "port": served.port}), Result)
         after = served.cpu_seconds()
     assert result.acked == result.sent, result
     assert not result.wrong, result

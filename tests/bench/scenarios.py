@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from . import filling, pages, publish, ring
+from . import filling, hot_pages, pages, publish, ring
 from .databases import postgres_database, sqlite_file
 from .load import Plan
 from .report import Figure
@@ -25,6 +25,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         reads: Pages read at each depth.
         filled: Events per filling.
         ring: Events in the ring.
+        hot: Events in the room whose pages are read from memory.
     """
 
     variants: tuple[int, ...] = tuple(range(len(publish.VARIANTS)))
@@ -37,6 +38,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     reads: int = 400
     filled: int = 200_000
     ring: int = 100_000
+    hot: int = 1000
 
 
 FULL = Scale()
@@ -51,6 +53,7 @@ MOMENT = Scale(
     reads=5,
     filled=2000,
     ring=500,
+    hot=120,
 )
 """Everything once, for the tests: its figures mean nothing."""
 
@@ -114,4 +117,29 @@ def run_ring(scale: Scale, postgres: str | None) -> list[Figure]:
     return ring.measure(count=scale.ring)
 
 
-SCENARIOS = {"publish": run_publish, "pages": run_pages, "filling": run_filling, "ring": run_ring}
+def run_hot_pages(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Pages from memory; the bound is of the server without a log, as one beside it changes nothing of the path."""
+    plan = hot_pages.Plan(
+        events=scale.hot,
+        is_checked=scale.is_checked,
+        warm_up_seconds=scale.warm_up_seconds,
+        seconds=scale.seconds,
+    )
+    runs: dict[str, list[hot_pages.Result]] = {"memory": [], "SQLite": []}
+    for _ in range(scale.rounds):
+        for store, found in runs.items():
+            with databases(None) as urls:
+                found.append(hot_pages.measure(urls.get(store, ""), plan))
+    return [
+        hot_pages.figure(store, found, plan, at_least=10_000 if store == "memory" else None)
+        for store, found in runs.items()
+    ]
+
+
+SCENARIOS = {
+    "publish": run_publish,
+    "pages": run_pages,
+    "hot_pages": run_hot_pages,
+    "filling": run_filling,
+    "ring": run_ring,
+}

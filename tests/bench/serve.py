@@ -16,21 +16,35 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from dialogue import Dialogue, History, Limits, RoomConfig, SQLStore, define_event
 from dialogue.server.run import listen, serve
 from tests.rates import UNRATED
 
-from .peers import bare_sqlite, sqlalchemy_async
+from .peers import bare_sqlite, echo, sqlalchemy_async
 from .peers.common import Message
 
+
+class Document(BaseModel):
+    """A large payload, for what depends on the size of what is sent."""
+
+    text: str
+
+
 message = define_event("message", schema=Message, history=History(limit=100))
+hot_message = define_event("message", schema=Message, history=History(limit=1000))
+document = define_event("document", schema=Document, history=History(limit=100))
 
 
 def make_dialogue(store: str) -> Dialogue:
     """Return the Dialogue under test; its store is a URL, or empty for memory."""
     return Dialogue(
-        {"bench:{number}": RoomConfig(events=[message])},
+        {
+            "bench:{number}": RoomConfig(events=[message]),
+            "hot:{number}": RoomConfig(events=[hot_message]),
+            "documents:{number}": RoomConfig(events=[document]),
+        },
         store=SQLStore(store, auto_migrate=True) if store else None,
         limits=Limits(**UNRATED, connections_per_user=10**6),
     )
@@ -60,7 +74,11 @@ def main(name: str, store: str) -> None:
         port = listener.getsockname()[1]
         serve(dialogue, dialogue.app, listener, on_serving=lambda: print(f"serving at {port}", flush=True))
     else:
-        peers = {"sqlalchemy": sqlalchemy_async.make_app, "sqlite3": bare_sqlite.make_app}
+        peers = {
+            "sqlalchemy": sqlalchemy_async.make_app,
+            "sqlite3": bare_sqlite.make_app,
+            "echo": echo.make_app,
+        }
         _serve_peer(peers[name](store), listener)
 
 

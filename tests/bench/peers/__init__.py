@@ -1,1 +1,1 @@
-"""What the publish path is compared with: FastAPI handlers that insert and commit each message."""
+"""What Dialogue is compared with: programs that do the same, or the least of it, without it."""
