@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from . import filling, hot_pages, pages, publish, ring
+from . import filling, hot_pages, idle, pages, publish, ring
 from .databases import postgres_database, sqlite_file
 from .load import Plan
 from .report import Figure
@@ -26,6 +26,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         filled: Events per filling.
         ring: Events in the ring.
         hot: Events in the room whose pages are read from memory.
+        idle: Silent connections.
     """
 
     variants: tuple[int, ...] = tuple(range(len(publish.VARIANTS)))
@@ -39,6 +40,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     filled: int = 200_000
     ring: int = 100_000
     hot: int = 1000
+    idle: int = 5000
 
 
 FULL = Scale()
@@ -54,6 +56,7 @@ MOMENT = Scale(
     filled=2000,
     ring=500,
     hot=120,
+    idle=100,
 )
 """Everything once, for the tests: its figures mean nothing."""
 
@@ -136,10 +139,21 @@ def run_hot_pages(scale: Scale, postgres: str | None) -> list[Figure]:
     ]
 
 
+def run_idle(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Memory of connections that say nothing."""
+    plan = idle.Plan(connections=scale.idle)
+    runs: dict[str, list[idle.Result]] = {name: [] for name in idle.SIDES}
+    for _ in range(scale.rounds):
+        for name, found in runs.items():
+            found.append(idle.measure(name, plan))
+    return idle.figures(runs, plan)
+
+
 SCENARIOS = {
     "publish": run_publish,
     "pages": run_pages,
     "hot_pages": run_hot_pages,
+    "idle": run_idle,
     "filling": run_filling,
     "ring": run_ring,
 }
