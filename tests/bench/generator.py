@@ -13,6 +13,7 @@ from typing import TypeVar
 import msgspec
 import uvloop
 
+from .processes import cpu_seconds
 from .wire import Connection, open_connection
 
 SETTLE_SECONDS = 30.0
@@ -20,6 +21,9 @@ SETTLE_SECONDS = 30.0
 
 _OPENING = 100
 """Connections that are opened at a time."""
+
+_QUIET_SECONDS = 0.3
+"""For so long a quiet server has used a tenth of a core at most."""
 
 PlanType = TypeVar("PlanType", bound=msgspec.Struct)
 
@@ -97,6 +101,22 @@ async def until(is_done: Callable[[], bool]) -> None:
     async with asyncio.timeout(SETTLE_SECONDS):
         while not is_done():
             await asyncio.sleep(0.005)
+
+
+async def until_quiet(pid: int) -> None:
+    """Return when a server that nobody asks for anything has done what was left: the telling of who has come.
+
+    Raises:
+        TimeoutError: It had not after ten times `SETTLE_SECONDS`.
+    """
+    async with asyncio.timeout(10 * SETTLE_SECONDS):
+        last = cpu_seconds(pid)
+        while True:
+            await asyncio.sleep(_QUIET_SECONDS)
+            now = cpu_seconds(pid)
+            if last is None or now is None or now - last <= _QUIET_SECONDS / 10:
+                return
+            last = now
 
 
 async def metric(port: int, name: str) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import count
 
 import msgspec
 
-from . import filling, hot_pages, idle, pages, publish, ring
+from . import filling, hot_pages, idle, many_rooms, pages, publish, ring
 from .databases import postgres_database, sqlite_file
 from .load import Plan
 from .report import Figure
@@ -25,8 +26,12 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         reads: Pages read at each depth.
         filled: Events per filling.
         ring: Events in the ring.
+        stores: Of what is measured over memory and over SQLite for comparison, which.
         hot: Events in the room whose pages are read from memory.
         idle: Silent connections.
+        rooms: How many rooms are many.
+        members: Connections in the room that is compared with them.
+        room_messages: Messages over all of these rooms; on SQLite a fifth.
     """
 
     variants: tuple[int, ...] = tuple(range(len(publish.VARIANTS)))
@@ -39,8 +44,12 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     reads: int = 400
     filled: int = 200_000
     ring: int = 100_000
+    stores: tuple[str, ...] = ("memory", "SQLite")
     hot: int = 1000
     idle: int = 5000
+    rooms: int = 10_000
+    members: int = 500
+    room_messages: int = 10_000
 
 
 FULL = Scale()
@@ -55,8 +64,12 @@ MOMENT = Scale(
     reads=5,
     filled=2000,
     ring=500,
+    stores=("memory",),
     hot=120,
     idle=100,
+    rooms=20,
+    members=5,
+    room_messages=100,
 )
 """Everything once, for the tests: its figures mean nothing."""
 
@@ -128,7 +141,7 @@ def run_hot_pages(scale: Scale, postgres: str | None) -> list[Figure]:
         warm_up_seconds=scale.warm_up_seconds,
         seconds=scale.seconds,
     )
-    runs: dict[str, list[hot_pages.Result]] = {"memory": [], "SQLite": []}
+    runs: dict[str, list[hot_pages.Result]] = {store: [] for store in scale.stores}
     for _ in range(scale.rounds):
         for store, found in runs.items():
             with databases(None) as urls:
@@ -149,11 +162,35 @@ def run_idle(scale: Scale, postgres: str | None) -> list[Figure]:
     return idle.figures(runs, plan)
 
 
+def run_many_rooms(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Cost in many small rooms; the bound is of the server alone."""
+    rounds: dict[str, list[many_rooms.Round]] = {store: [] for store in scale.stores}
+    for _ in range(scale.rounds):
+        for store in scale.stores:
+            # A log commits each message by itself, which takes its time.
+            messages = scale.room_messages if store == "memory" else scale.room_messages // 5
+            with ExitStack() as stack:
+                urls = (stack.enter_context(databases(None)).get(store, "") for _ in count())
+                rounds[store].append(
+                    many_rooms.measure_round(
+                        urls, rooms=scale.rooms, members=scale.members, messages=messages
+                    )
+                )
+    return [
+        figure
+        for store, found in rounds.items()
+        for figure in many_rooms.figures(
+            store, found, rooms=scale.rooms, members=scale.members, is_bound=store == "memory"
+        )
+    ]
+
+
 SCENARIOS = {
     "publish": run_publish,
     "pages": run_pages,
     "hot_pages": run_hot_pages,
     "idle": run_idle,
+    "many_rooms": run_many_rooms,
     "filling": run_filling,
     "ring": run_ring,
 }
