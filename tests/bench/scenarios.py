@@ -8,7 +8,7 @@ from itertools import count
 
 import msgspec
 
-from . import filling, hot_pages, idle, many_rooms, pages, publish, ring
+from . import filling, hot_pages, idle, many_rooms, pages, publish, ring, slow_readers
 from .databases import postgres_database, sqlite_file
 from .load import Plan
 from .report import Figure
@@ -29,6 +29,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         stores: Of what is measured over memory and over SQLite for comparison, which.
         hot: Events in the room whose pages are read from memory.
         idle: Silent connections.
+        slow: Its subscribers, how many of them stop reading, documents a second, and how long they are measured.
         rooms: How many rooms are many.
         members: Connections in the room that is compared with them.
         room_messages: Messages over all of these rooms; on SQLite a fifth.
@@ -47,6 +48,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     stores: tuple[str, ...] = ("memory", "SQLite")
     hot: int = 1000
     idle: int = 5000
+    slow: tuple[int, int, float, float] = (500, 50, 20.0, 10.0)
     rooms: int = 10_000
     members: int = 500
     room_messages: int = 10_000
@@ -67,6 +69,7 @@ MOMENT = Scale(
     stores=("memory",),
     hot=120,
     idle=100,
+    slow=(4, 2, 200.0, 0.3),
     rooms=20,
     members=5,
     room_messages=100,
@@ -162,6 +165,21 @@ def run_idle(scale: Scale, postgres: str | None) -> list[Figure]:
     return idle.figures(runs, plan)
 
 
+def run_slow_readers(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Latency of those who read, and memory, while others do not."""
+    subscribers, slow, per_second, seconds = scale.slow
+    plan = slow_readers.Plan(
+        subscribers=subscribers,
+        slow=slow,
+        per_second=per_second,
+        warm_up_seconds=scale.warm_up_seconds,
+        seconds=seconds,
+    )
+    stopping = msgspec.structs.replace(plan, is_stopping=True)
+    rounds = [(slow_readers.measure(plan), slow_readers.measure(stopping)) for _ in range(scale.rounds)]
+    return slow_readers.figures([one for one, _ in rounds], [other for _, other in rounds], plan)
+
+
 def run_many_rooms(scale: Scale, postgres: str | None) -> list[Figure]:
     """Cost in many small rooms; the bound is of the server alone."""
     rounds: dict[str, list[many_rooms.Round]] = {store: [] for store in scale.stores}
@@ -190,6 +208,7 @@ SCENARIOS = {
     "pages": run_pages,
     "hot_pages": run_hot_pages,
     "idle": run_idle,
+    "slow_readers": run_slow_readers,
     "many_rooms": run_many_rooms,
     "filling": run_filling,
     "ring": run_ring,
