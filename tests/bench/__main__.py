@@ -11,7 +11,8 @@ from rich.console import Console
 
 from . import runs, speed_page
 from .report import Figure, show
-from .scenarios import FULL, MOMENT, SCENARIOS, Scale
+from .scale import FULL, MOMENT, Scale
+from .scenarios import SCENARIOS
 
 POSTGRES = "DIALOGUE_TEST_POSTGRES_URL"
 

@@ -1,4 +1,4 @@
-"""Databases for a run: a SQLite file in a temporary folder, a Postgres database of its own."""
+"""Databases for a run, each new: a SQLite file in a temporary folder, a database on a Postgres server."""
 
 from __future__ import annotations
 
@@ -15,16 +15,33 @@ from sqlalchemy import make_url
 from dialogue import SQLStore
 
 
-@contextmanager
-def sqlite_file() -> Iterator[str]:
-    """Yield the path of a SQLite file that is not there yet; its folder is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="dialogue-bench-") as folder:
-        yield str(Path(folder) / "bench.db")
+def durable(postgres: str | None) -> tuple[str, ...]:
+    """Return the kinds of database that there are, given the URL of a Postgres server or None."""
+    return ("SQLite", "Postgres") if postgres else ("SQLite",)
 
 
 @contextmanager
-def postgres_database(server: str) -> Iterator[str]:
-    """Make a database on *server* (a URL); yield its URL, and drop it at the end."""
+def database(kind: str, postgres: str | None = None) -> Iterator[str]:
+    """Yield the URL of a new database, as `SQLStore` takes it; it is removed at the end.
+
+    Args:
+        kind: ``SQLite``, ``Postgres``, or ``memory``, which is none: its URL is empty.
+        postgres: The URL of the server that is to have a new database.
+    """
+    if kind == "memory":
+        yield ""
+    elif kind == "SQLite":
+        with tempfile.TemporaryDirectory(prefix="dialogue-bench-") as folder:
+            yield f"sqlite+aiosqlite:///{Path(folder) / 'bench.db'}"
+    else:
+        assert kind == "Postgres", kind
+        assert postgres is not None
+        with _postgres_database(postgres) as url:
+            yield url
+
+
+@contextmanager
+def _postgres_database(server: str) -> Iterator[str]:
     url = make_url(server)
     name = f"dialogue_bench_{secrets.token_hex(4)}"
     asyncio.run(_execute(server, f"CREATE DATABASE {name}"))

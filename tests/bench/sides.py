@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
-from .databases import sqlite_file
+from .databases import database
 from .processes import NODE, Served, serving
 
 
@@ -80,11 +80,7 @@ def present(names: Iterable[str]) -> list[str]:
 def files(names: Iterable[str]) -> Iterator[dict[str, str]]:
     """Yield the URL of a new SQLite file for each of `SIDES` that has one; they are removed at the end."""
     with ExitStack() as stack:
-        yield {
-            name: f"sqlite+aiosqlite:///{stack.enter_context(sqlite_file())}"
-            for name in names
-            if SIDES[name].is_stored
-        }
+        yield {name: stack.enter_context(database("SQLite")) for name in names if SIDES[name].is_stored}
 
 
 @contextmanager
