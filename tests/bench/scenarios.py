@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from . import filling, pages, publish, ring
+from . import filling, pages, publish, ring, storm
 from .databases import postgres_database, sqlite_file
 from .load import Plan
 from .report import Figure
@@ -25,6 +25,10 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         reads: Pages read at each depth.
         filled: Events per filling.
         ring: Events in the ring.
+        storm_clients: Clients that drop and come back.
+        storm_rounds: Storms against each server.
+        storm_in_flight: Most of their connections that are being opened.
+        storm_seconds: Time before each storm.
     """
 
     variants: tuple[int, ...] = tuple(range(len(publish.VARIANTS)))
@@ -37,6 +41,10 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     reads: int = 400
     filled: int = 200_000
     ring: int = 100_000
+    storm_clients: int = 2000
+    storm_rounds: int = 3
+    storm_in_flight: int = 256
+    storm_seconds: float = 5.0
 
 
 FULL = Scale()
@@ -51,6 +59,10 @@ MOMENT = Scale(
     reads=5,
     filled=2000,
     ring=500,
+    storm_clients=40,
+    storm_rounds=1,
+    storm_in_flight=8,
+    storm_seconds=0.2,
 )
 """Everything once, for the tests: its figures mean nothing."""
 
@@ -114,4 +126,40 @@ def run_ring(scale: Scale, postgres: str | None) -> list[Figure]:
     return ring.measure(count=scale.ring)
 
 
-SCENARIOS = {"publish": run_publish, "pages": run_pages, "filling": run_filling, "ring": run_ring}
+def run_resume_storm(scale: Scale, postgres: str | None) -> list[Figure]:
+    """All clients of a room come back at once."""
+    figures: list[Figure] = []
+    for database in ("SQLite", *(["Postgres"] if postgres else [])):
+        ours: list[storm.Round] = []
+        peers: list[storm.Round] = []
+        shared: list[storm.Round] = []
+        for _ in range(scale.storm_rounds):
+            for rounds, server, changes in (
+                (ours, "dialogue", {"steps": ("resume", "connect", "upgrade")}),
+                (peers, "resume_query", {}),
+                (shared, "dialogue", {"is_shared": True}),
+            ):
+                with databases(postgres if database == "Postgres" else None) as found:
+                    rounds.append(
+                        storm.measure(
+                            server,
+                            found[database],
+                            clients=scale.storm_clients,
+                            in_flight=scale.storm_in_flight,
+                            seconds=scale.storm_seconds,
+                            **changes,
+                        )
+                    )
+        figures += storm.figures(
+            database, scale.storm_clients, ours, peers, shared, is_bound=database == "SQLite"
+        )
+    return figures
+
+
+SCENARIOS = {
+    "publish": run_publish,
+    "pages": run_pages,
+    "filling": run_filling,
+    "ring": run_ring,
+    "resume_storm": run_resume_storm,
+}

@@ -21,7 +21,7 @@ from dialogue import Dialogue, History, Limits, RoomConfig, SQLStore, define_eve
 from dialogue.server.run import listen, serve
 from tests.rates import UNRATED
 
-from .peers import bare_sqlite, sqlalchemy_async
+from .peers import bare_sqlite, resume_query, sqlalchemy_async
 from .peers.common import Message
 
 message = define_event("message", schema=Message, history=History(limit=100))
@@ -60,7 +60,11 @@ def main(name: str, store: str) -> None:
         port = listener.getsockname()[1]
         serve(dialogue, dialogue.app, listener, on_serving=lambda: print(f"serving at {port}", flush=True))
     else:
-        peers = {"sqlalchemy": sqlalchemy_async.make_app, "sqlite3": bare_sqlite.make_app}
+        peers = {
+            "sqlalchemy": sqlalchemy_async.make_app,
+            "sqlite3": bare_sqlite.make_app,
+            "resume_query": resume_query.make_app,
+        }
         _serve_peer(peers[name](store), listener)
 
 
