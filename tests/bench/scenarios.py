@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import msgspec
 
-from . import filling, pages, publish, ring, storm
+from . import filling, pages, publish, ring, soak, storm
 from .databases import postgres_database, sqlite_file
 from .load import Plan
 from .report import Figure
+from .storm_load import Step
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +31,10 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         storm_rounds: Storms against each server.
         storm_in_flight: Most of their connections that are being opened.
         storm_seconds: Time before each storm.
+        storm_is_full: Whether each storm is also split into its parts, and had with publishers in the same room.
+        soak_seconds: Time of the soak.
+        soak_pause: Longest time between two triggers of a visitor.
+        soak_filled: Events of 50 kB that are published before.
     """
 
     variants: tuple[int, ...] = tuple(range(len(publish.VARIANTS)))
@@ -45,6 +51,10 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     storm_rounds: int = 3
     storm_in_flight: int = 256
     storm_seconds: float = 5.0
+    storm_is_full: bool = True
+    soak_seconds: float = 600.0
+    soak_pause: float = 0.6
+    soak_filled: int = 400
 
 
 FULL = Scale()
@@ -63,6 +73,10 @@ MOMENT = Scale(
     storm_rounds=1,
     storm_in_flight=8,
     storm_seconds=0.2,
+    storm_is_full=False,
+    soak_seconds=0.5,
+    soak_pause=0.05,
+    soak_filled=2,
 )
 """Everything once, for the tests: its figures mean nothing."""
 
@@ -129,16 +143,18 @@ def run_ring(scale: Scale, postgres: str | None) -> list[Figure]:
 def run_resume_storm(scale: Scale, postgres: str | None) -> list[Figure]:
     """All clients of a room come back at once."""
     figures: list[Figure] = []
+    steps: tuple[Step, ...] = ("resume", "connect", "upgrade") if scale.storm_is_full else ("resume",)
     for database in ("SQLite", *(["Postgres"] if postgres else [])):
         ours: list[storm.Round] = []
         peers: list[storm.Round] = []
         shared: list[storm.Round] = []
         for _ in range(scale.storm_rounds):
-            for rounds, server, changes in (
-                (ours, "dialogue", {"steps": ("resume", "connect", "upgrade")}),
-                (peers, "resume_query", {}),
-                (shared, "dialogue", {"is_shared": True}),
-            ):
+            turns: list[tuple[list[storm.Round], str, dict[str, Any]]] = [
+                (ours, "dialogue", {"steps": steps}),
+                (peers, "resume_query", {"steps": steps}),
+                *([(shared, "dialogue", {"is_shared": True})] if scale.storm_is_full else []),
+            ]
+            for rounds, server, changes in turns:
                 with databases(postgres if database == "Postgres" else None) as found:
                     rounds.append(
                         storm.measure(
@@ -156,10 +172,19 @@ def run_resume_storm(scale: Scale, postgres: str | None) -> list[Figure]:
     return figures
 
 
+def run_soak(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Half of a server's load, for long."""
+    with sqlite_file() as path:
+        return soak.measure(
+            path, seconds=scale.soak_seconds, pause=scale.soak_pause, filled=scale.soak_filled
+        )
+
+
 SCENARIOS = {
     "publish": run_publish,
     "pages": run_pages,
     "filling": run_filling,
     "ring": run_ring,
     "resume_storm": run_resume_storm,
+    "soak": run_soak,
 }

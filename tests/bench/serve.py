@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import cProfile
+import gc
 import logging
 import os
 import socket
 import sys
+from collections import Counter
 from pathlib import Path
 
 import uvicorn
@@ -36,6 +38,34 @@ def make_dialogue(store: str) -> Dialogue:
     )
 
 
+def make_soaked(store: str) -> Dialogue:
+    """Return the Dialogue of a soak: its rooms soon sleep, and it says what it holds at ``/bench``."""
+    dialogue = Dialogue(
+        {
+            "soak:{number}": RoomConfig(events=[message]),
+            "filled": RoomConfig(events=[define_event("filling", history=History(limit=1))]),
+        },
+        store=SQLStore(store, auto_migrate=True),
+        limits=Limits(**UNRATED, connections_per_user=10**6, idle_seconds=1.0, ping_seconds=2.0),
+    )
+
+    @dialogue.app.get("/bench")
+    async def state() -> dict[str, int]:
+        hub = dialogue.hub()
+        return {
+            "tasks": len(asyncio.all_tasks()),
+            "rooms": len(hub.rooms),
+            "connections": len(hub.connections.sessions),
+        }
+
+    @dialogue.app.get("/bench/objects")
+    async def objects() -> dict[str, int]:
+        gc.collect()
+        return dict(Counter(type(found).__name__ for found in gc.get_objects()))
+
+    return dialogue
+
+
 def _serve_peer(app: FastAPI, listener: socket.socket) -> None:
     config = uvicorn.Config(
         app,
@@ -55,8 +85,8 @@ def main(name: str, store: str) -> None:
     """Serve until SIGTERM."""
     logging.basicConfig(level=logging.ERROR)
     listener = listen("127.0.0.1", 0)
-    if name == "dialogue":
-        dialogue = make_dialogue(store)
+    if name in ("dialogue", "soak"):
+        dialogue = make_soaked(store) if name == "soak" else make_dialogue(store)
         port = listener.getsockname()[1]
         serve(dialogue, dialogue.app, listener, on_serving=lambda: print(f"serving at {port}", flush=True))
     else:

@@ -120,16 +120,14 @@ def figures(
     *,
     is_bound: bool,
 ) -> list[Figure]:
-    """Return what *ours*, *peers* and *shared* (the publishers in the clients' room) come to.
+    """Return what *ours*, *peers* and *shared* (the publishers in the clients' room; may be none) come to.
 
     Args:
         is_bound: Whether the issue's bounds are for this database.
     """
-    best, best_peer, best_shared = (
-        max(rounds, key=lambda item: item.rate(clients, "resume")) for rounds in (ours, peers, shared)
-    )
+    best, best_peer = (_best(rounds, clients) for rounds in (ours, peers))
     what = f"{database}: {clients:,} clients, {MISSED} events behind"
-    return [
+    made = [
         Figure(
             scenario="resume_storm",
             what=f"{what}: caught up",
@@ -139,18 +137,27 @@ def figures(
             against_value=best_peer.rate(clients, "resume"),
             ratio_at_least=5.0 if is_bound else None,
             note=f"{_told(best, ours, clients)}; {_split(best, clients)}; "
-            f"{PEER}: {_told(best_peer, peers, clients)}",
+            f"{PEER}: {_told(best_peer, peers, clients)}; {_split(best_peer, clients)}",
         ),
         _latency(f"{what}: publishers' p99", ours, peers, is_bound=is_bound),
-        Figure(
-            scenario="resume_storm",
-            what=f"{what}: caught up, publishers in the same room",
-            value=best_shared.rate(clients, "resume"),
-            unit="clients/s",
-            note=_told(best_shared, shared, clients),
-        ),
-        _latency(f"{what}: publishers' p99, in the same room", shared, (), is_bound=False),
     ]
+    if shared:
+        best_shared = _best(shared, clients)
+        made += [
+            Figure(
+                scenario="resume_storm",
+                what=f"{what}: caught up, publishers in the same room",
+                value=best_shared.rate(clients, "resume"),
+                unit="clients/s",
+                note=_told(best_shared, shared, clients),
+            ),
+            _latency(f"{what}: publishers' p99, in the same room", shared, (), is_bound=False),
+        ]
+    return made
+
+
+def _best(rounds: Sequence[Round], clients: int) -> Round:
+    return max(rounds, key=lambda item: item.rate(clients, "resume"))
 
 
 def _latency(what: str, rounds: Sequence[Round], peers: Sequence[Round], *, is_bound: bool) -> Figure:
