@@ -31,7 +31,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         storm_rounds: Storms against each server.
         storm_in_flight: Most of their connections that are being opened.
         storm_seconds: Time before each storm.
-        storm_is_full: Whether each storm is also split into its parts, and had with publishers in the same room.
+        storm_shared: Clients of a storm whose publishers are in the same room; 0 for none, nor the parts of the others.
         soak_seconds: Time of the soak.
         soak_pause: Longest time between two triggers of a visitor.
         soak_filled: Events of 50 kB that are published before.
@@ -51,7 +51,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     storm_rounds: int = 3
     storm_in_flight: int = 256
     storm_seconds: float = 5.0
-    storm_is_full: bool = True
+    storm_shared: int = 500
     soak_seconds: float = 600.0
     soak_pause: float = 0.6
     soak_filled: int = 400
@@ -73,7 +73,7 @@ MOMENT = Scale(
     storm_rounds=1,
     storm_in_flight=8,
     storm_seconds=0.2,
-    storm_is_full=False,
+    storm_shared=0,
     soak_seconds=0.5,
     soak_pause=0.05,
     soak_filled=2,
@@ -143,31 +143,37 @@ def run_ring(scale: Scale, postgres: str | None) -> list[Figure]:
 def run_resume_storm(scale: Scale, postgres: str | None) -> list[Figure]:
     """All clients of a room come back at once."""
     figures: list[Figure] = []
-    steps: tuple[Step, ...] = ("resume", "connect", "upgrade") if scale.storm_is_full else ("resume",)
+    steps: tuple[Step, ...] = ("resume", "connect", "upgrade") if scale.storm_shared else ("resume",)
     for database in ("SQLite", *(["Postgres"] if postgres else [])):
         ours: list[storm.Round] = []
         peers: list[storm.Round] = []
         shared: list[storm.Round] = []
         for _ in range(scale.storm_rounds):
             turns: list[tuple[list[storm.Round], str, dict[str, Any]]] = [
-                (ours, "dialogue", {"steps": steps}),
-                (peers, "resume_query", {"steps": steps}),
-                *([(shared, "dialogue", {"is_shared": True})] if scale.storm_is_full else []),
+                (ours, "dialogue", {"clients": scale.storm_clients, "steps": steps}),
+                (peers, "resume_query", {"clients": scale.storm_clients, "steps": steps}),
             ]
+            if scale.storm_shared:
+                turns.append((shared, "dialogue", {"clients": scale.storm_shared, "is_shared": True}))
             for rounds, server, changes in turns:
                 with databases(postgres if database == "Postgres" else None) as found:
                     rounds.append(
                         storm.measure(
                             server,
                             found[database],
-                            clients=scale.storm_clients,
                             in_flight=scale.storm_in_flight,
                             seconds=scale.storm_seconds,
                             **changes,
                         )
                     )
         figures += storm.figures(
-            database, scale.storm_clients, ours, peers, shared, is_bound=database == "SQLite"
+            database,
+            scale.storm_clients,
+            scale.storm_shared,
+            ours,
+            peers,
+            shared,
+            is_bound=database == "SQLite",
         )
     return figures
 

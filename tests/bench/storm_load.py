@@ -9,6 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
+from random import random
 from typing import Literal
 
 import msgspec
@@ -25,8 +26,8 @@ REST_SECONDS = 0.2
 """A server is at rest that uses less than `REST_SHARE` of a core for so long."""
 REST_SHARE = 0.5
 
-RETRY_SECONDS = 0.5
-"""After which a client asks again for what the server could not read."""
+RETRY_SECONDS = 2.0
+"""After which a client asks again for what the server could not read; up to twice that, as chance has it."""
 
 Step = Literal["resume", "connect", "upgrade"]
 """How far clients go that come back: to the end, or only to ``connected``, or only to the open WebSocket."""
@@ -172,7 +173,8 @@ class Client(Connection):
                 self.live.append((message.seq, message.data.text))
             elif message.type == "error" and message.code == "STORE_UNAVAILABLE":
                 self.refused += 1
-                asyncio.get_running_loop().call_later(RETRY_SECONDS, self.send, self._join())
+                seconds = RETRY_SECONDS * (1 + random())
+                asyncio.get_running_loop().call_later(seconds, self.send, self._join())
             elif message.type == "error":
                 self.transport.abort()
             elif message.type == ("connected" if self._step == "connect" else "joined"):
@@ -252,8 +254,10 @@ async def rest(pid: int) -> None:
 def what_is_wrong(client: Client, missed: list[str], *, after: int) -> str | None:
     """Return what a client that came back has lost, doubled or got out of order, if anything."""
     joined, events = client.joined, client.events()
-    if joined is None or joined.recovered is not True:
-        return f"not recovered: {joined!r}"
+    if joined is None:
+        return "not joined"
+    if joined.recovered is not True:
+        return f"not recovered: {after} to {joined.seq}, asked for {client.refused + 1} times"
     seqs = [seq for seq, _ in events]
     if seqs != sorted(set(seqs)) or (seqs and seqs[0] <= after):
         return f"out of order: {seqs}"
