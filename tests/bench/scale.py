@@ -32,6 +32,13 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         rooms: How many rooms are many.
         members: Connections in the room that is compared with them.
         room_messages: Messages over all of these rooms; on SQLite a fifth.
+        storm_clients: Clients that drop and come back.
+        storm_shared: The same of a storm whose publishers are in their room; 0 for none, see `storm.measure`.
+        storm_in_flight: Most of their connections that are being opened.
+        storm_seconds: Time before each storm.
+        soak_seconds: Time of the soak.
+        soak_pause: Longest time between two triggers of a visitor.
+        soak_filled: Events of 50 kB that are published before.
     """
 
     variants: tuple[int, ...] = tuple(range(len(VARIANTS)))
@@ -56,6 +63,13 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     rooms: int = 10_000
     members: int = 500
     room_messages: int = 10_000
+    storm_clients: int = 2000
+    storm_shared: int = 500
+    storm_in_flight: int = 256
+    storm_seconds: float = 5.0
+    soak_seconds: float = 600.0
+    soak_pause: float = 0.6
+    soak_filled: int = 400
 
 
 FULL = Scale()
@@ -82,5 +96,12 @@ MOMENT = Scale(
     rooms=20,
     members=5,
     room_messages=100,
+    storm_clients=40,
+    storm_shared=0,
+    storm_in_flight=8,
+    storm_seconds=0.2,
+    soak_seconds=0.5,
+    soak_pause=0.05,
+    soak_filled=2,
 )
 """Everything once, for the tests: its figures mean nothing."""

@@ -15,6 +15,8 @@ from . import (
     publish,
     ring,
     slow_readers,
+    soak,
+    storm,
 )
 from .databases import database, durable
 from .load import Plan
@@ -110,10 +112,28 @@ def run_many_rooms(scale: Scale, postgres: str | None) -> list[Figure]:
     )
 
 
+def run_resume_storm(scale: Scale, postgres: str | None) -> list[Figure]:
+    """All clients of a room come back at once."""
+    return storm.measure(
+        rounds=scale.rounds,
+        clients=scale.storm_clients,
+        clients_shared=scale.storm_shared,
+        in_flight=scale.storm_in_flight,
+        seconds=scale.storm_seconds,
+        postgres=postgres,
+    )
+
+
+def run_soak(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Half of a server's load, for long."""
+    return soak.measure(seconds=scale.soak_seconds, pause=scale.soak_pause, filled=scale.soak_filled)
+
+
 SCENARIOS = {
     "publish": run_publish,
     "fanout": run_fanout,
     "latency": run_latency,
+    "resume_storm": run_resume_storm,
     "slow_readers": run_slow_readers,
     "many_rooms": run_many_rooms,
     "pages": run_pages,
@@ -121,4 +141,5 @@ SCENARIOS = {
     "filling": run_filling,
     "ring": run_ring,
     "idle": run_idle,
+    "soak": run_soak,
 }

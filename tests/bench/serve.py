@@ -6,10 +6,13 @@ DIALOGUE_BENCH_PROFILE=FILE the main thread runs under cProfile and FILE gets wh
 
 from __future__ import annotations
 
+import asyncio
 import cProfile
+import gc
 import logging
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,35 @@ def make_dialogue(store: str) -> Dialogue:
     )
 
 
-SERVERS = {"dialogue": make_dialogue}
+def make_soaked(store: str) -> Dialogue:
+    """Return the Dialogue of a soak: its rooms soon sleep, and it says what it holds at ``/bench``."""
+    dialogue = Dialogue(
+        {
+            "soak:{number}": RoomConfig(events=[message]),
+            "filled": RoomConfig(events=[define_event("filling", history=History(limit=1))]),
+        },
+        store=SQLStore(store, auto_migrate=True),
+        limits=limits(idle_seconds=1.0, ping_seconds=2.0),
+    )
+
+    @dialogue.app.get("/bench")
+    async def state() -> dict[str, int]:
+        hub = dialogue.hub()
+        return {
+            "tasks": len(asyncio.all_tasks()),
+            "rooms": len(hub.rooms),
+            "connections": len(hub.connections.sessions),
+        }
+
+    @dialogue.app.get("/bench/objects")
+    async def objects() -> dict[str, int]:
+        gc.collect()
+        return dict(Counter(type(found).__name__ for found in gc.get_objects()))
+
+    return dialogue
+
+
+SERVERS = {"dialogue": make_dialogue, "soak": make_soaked}
 
 
 def main(name: str, store: str) -> None:
