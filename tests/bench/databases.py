@@ -1,4 +1,7 @@
-"""Databases for a run, each new: a SQLite file in a temporary folder, a database on a Postgres server."""
+"""Databases for a run, each new: a SQLite file in a temporary folder, a database on a Postgres server.
+
+What talks to databases is imported where it is used: load generators have this module too, and are to start at once.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import asyncpg  # type: ignore[import-untyped]
-from sqlalchemy import make_url
-
-from dialogue import SQLStore
-
 
 def durable(postgres: str | None) -> tuple[str, ...]:
     """Return the kinds of database that there are, given the URL of a Postgres server or None."""
@@ -22,7 +20,7 @@ def durable(postgres: str | None) -> tuple[str, ...]:
 
 @contextmanager
 def database(kind: str, postgres: str | None = None) -> Iterator[str]:
-    """Yield the URL of a new database, as `SQLStore` takes it; it is removed at the end.
+    """Yield the URL of a new database, as `dialogue.SQLStore` takes it; it is removed at the end.
 
     Args:
         kind: ``SQLite``, ``Postgres``, or ``memory``, which is none: its URL is empty.
@@ -42,6 +40,8 @@ def database(kind: str, postgres: str | None = None) -> Iterator[str]:
 
 @contextmanager
 def _postgres_database(server: str) -> Iterator[str]:
+    from sqlalchemy import make_url
+
     url = make_url(server)
     name = f"dialogue_bench_{secrets.token_hex(4)}"
     asyncio.run(_execute(server, f"CREATE DATABASE {name}"))
@@ -55,6 +55,8 @@ def _postgres_database(server: str) -> Iterator[str]:
 def stored(url: str, rooms: Iterable[int]) -> list[int]:
     """Return how many events each of *rooms* (``bench:N``) has in the log: no seq is left out, so the newest tells."""
 
+    from dialogue import SQLStore
+
     async def read() -> list[int]:
         store = SQLStore(url)
         await store.open()
@@ -67,6 +69,9 @@ def stored(url: str, rooms: Iterable[int]) -> list[int]:
 
 
 async def _execute(server: str, sql: str) -> None:
+    import asyncpg  # type: ignore[import-untyped]
+    from sqlalchemy import make_url
+
     url = make_url(server).set(drivername="postgresql")
     connection = await asyncpg.connect(url.render_as_string(hide_password=False))
     try:

@@ -22,7 +22,7 @@ from .sides import (
     SOCKETIO,
     files,
     present,
-    serving_all,
+    serving_sides,
 )
 
 MANY = "32 publishers"
@@ -48,7 +48,7 @@ def measure(plan: Plan, *, names: Iterable[str], rounds: int) -> list[Figure]:
     pairs = dict.fromkeys((name, case) for (ours, case), peers in BOUNDS.items() for name in (ours, *peers))
     runs: dict[tuple[str, str], list[Result]] = {pair: [] for pair in pairs if pair[0] in names}
     with files(names) as urls:
-        with serving_all(names, urls) as served:
+        with serving_sides(names, urls) as served:
             for _ in range(rounds):
                 for (name, case), done in runs.items():
                     result = load(
@@ -74,7 +74,7 @@ def figures(runs: dict[tuple[str, str], list[Result]], *, subscribers: int) -> l
     made = []
     for (ours, case), peers in BOUNDS.items():
         for peer, at_least in peers.items():
-            if (peer, case) not in runs:
+            if (ours, case) not in runs or (peer, case) not in runs:
                 continue
             mine, theirs = runs[ours, case], runs[peer, case]
             made.append(

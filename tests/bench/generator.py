@@ -15,7 +15,7 @@ from .processes import cpu_seconds, pin
 SETTLE_SECONDS = 30.0
 """How long the server may take for an answer, or for what is in flight."""
 
-_QUIET_SECONDS = 0.3
+_QUIET_SECONDS = 0.2
 
 _Plan = TypeVar("_Plan", bound=msgspec.Struct)
 

@@ -6,6 +6,7 @@ The load generator: ``python -m tests.bench.idle PLAN``.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from statistics import median
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from .dialects import DIALECTS, Dialect, Message
 from .generator import main, until, until_quiet
 from .members import Member, open_all
-from .processes import load, resident_bytes, serving
+from .processes import load, resident_bytes, serving_all
 from .report import Figure
 
 _SECONDS = 0.25
@@ -22,11 +23,13 @@ _SECONDS = 0.25
 _LOOKS = 40
 """Looks after which it is taken as it is."""
 
-SIDES = {
-    "connected and in one room": ("dialogue", 1),
-    "connected and each in a room of its own": ("dialogue", 0),
-    "bare FastAPI echo": ("echo", 0),
-}
+ONE_ROOM, ROOMS, ECHO = (
+    "connected and in one room",
+    "connected and each in a room of its own",
+    "bare FastAPI echo",
+)
+
+SIDES = {ONE_ROOM: ("dialogue", 1), ROOMS: ("dialogue", 0), ECHO: ("echo", 0)}
 """What is measured; the server, and its dialect; over how many rooms the connections are spread: 0 is one for each."""
 
 _HERE = Message(b"still here", b"x", 1)
@@ -116,24 +119,24 @@ async def run(plan: Plan) -> Result:
     return Result(empty_bytes=empty, full_bytes=full, answered=sum(idler.heard == 1 for idler in idlers))
 
 
-def measure(plan: Plan, *, rounds: int) -> list[Figure]:
-    """Run *plan* *rounds* times in turns against a new server for each of `SIDES`.
+def measure(plan: Plan, *, names: Iterable[str], rounds: int) -> list[Figure]:
+    """Run *plan* *rounds* times in turns against a new server for each of *names* in `SIDES`.
 
     Raises:
         AssertionError: A connection was lost.
     """
-    runs: dict[str, list[Result]] = {name: [] for name in SIDES}
+    runs: dict[str, list[Result]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, (server, rooms) in SIDES.items():
-            with serving(server) as served:
+        with serving_all({name: (SIDES[name][0], "") for name in runs}) as served:
+            for name, done in runs.items():
+                server, rooms = SIDES[name]
+                at = served[name]
                 result = load(
-                    msgspec.structs.replace(
-                        plan, port=served.port, pid=served.pid, rooms=rooms, dialect=server
-                    ),
+                    msgspec.structs.replace(plan, port=at.port, pid=at.pid, rooms=rooms, dialect=server),
                     Result,
                 )
-            assert result.answered == plan.connections, result
-            runs[name].append(result)
+                assert result.answered == plan.connections, result
+                done.append(result)
     return figures(runs, plan)
 
 
@@ -148,16 +151,15 @@ def figures(runs: dict[str, list[Result]], plan: Plan) -> list[Figure]:
         ]
         if costs:
             each[name] = costs
-    *ours, bare = SIDES
     return [
         Figure(
             scenario="idle",
             what=f"{plan.connections:,} {name}, memory of each",
             value=median(costs),
             unit="KB",
-            against="" if name == bare else bare,
-            against_value=None if name == bare else median(each[bare]),
-            at_most=25 if name == ours[0] else None,
+            against="" if name == ECHO else ECHO,
+            against_value=None if name == ECHO else median(each[ECHO]),
+            at_most=25 if name == ONE_ROOM else None,
             note=(
                 f"resident, over {(runs[name][0].empty_bytes or 0) / 1e6:.0f} MB of the empty server; "
                 f"runs: {', '.join(f'{cost:.1f}' for cost in costs)}"

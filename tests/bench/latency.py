@@ -11,7 +11,7 @@ from .arrivals import Plan, Result
 from .databases import stored
 from .processes import load
 from .report import Figure
-from .sides import DURABLE, LOOP, NODE_WS, SIDES, files, present, serving_all
+from .sides import DURABLE, LOOP, NODE_WS, SIDES, files, present, serving_sides
 
 PEERS: dict[str, float | None] = {LOOP: 1.0, NODE_WS: None}
 """Whom Dialogue on SQLite is compared with, and how many times their p99 its own may be."""
@@ -26,7 +26,7 @@ def measure(plan: Plan, *, names: Container[str], rounds: int) -> list[Figure]:
     names = present(name for name in (DURABLE, *PEERS) if name in names)
     runs: dict[str, list[Result]] = {name: [] for name in names}
     with files(names) as urls:
-        with serving_all(names, urls) as served:
+        with serving_sides(names, urls) as served:
             for room in range(rounds):
                 for name, done in runs.items():
                     result = load(

@@ -19,7 +19,7 @@ from .databases import database
 from .dialects import TEXTS, DialogueDialect, Message, trigger
 from .generator import SETTLE_SECONDS, main, until_quiet
 from .members import Member, open_all
-from .processes import cpu_seconds, difference, load, serving
+from .processes import Served, cpu_seconds, difference, load, serving_all
 from .report import Figure
 
 ROOMS_EACH = 100
@@ -37,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         pid: The server's process.
+        first: Number of the first room.
         rooms: Rooms in all.
         rooms_each: In how many of them a connection is.
         members: Connections in each room.
@@ -47,6 +48,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     port: int = 0
     pid: int = 0
+    first: int = 0
     rooms: int = 1
     rooms_each: int = 1
     members: int = 2
@@ -122,8 +124,9 @@ async def run(plan: Plan) -> Result:
     turn = Turn()
     # Connections come in teams of one room's size; a team has rooms of its own, and all of it is in each of them.
     teams: list[tuple[list[bytes], list[Guest]]] = []
+    rooms = [b"bench:%d" % number for number in range(plan.first, plan.first + plan.rooms)]
     for first in range(0, plan.rooms, plan.rooms_each):
-        names = [b"bench:%d" % number for number in range(first, min(first + plan.rooms_each, plan.rooms))]
+        names = rooms[first : first + plan.rooms_each]
         users = range(len(teams) * plan.members, (len(teams) + 1) * plan.members)
         teams.append((names, [Guest(b"user-%d" % user, names, turn) for user in users]))
     await open_all([guest for _, guests in teams for guest in guests], plan.port)
@@ -200,21 +203,28 @@ def measure(*, stores: Sequence[str], rounds: int, rooms: int, members: int, mes
 
 
 def _round(store: str, *, rooms: int, members: int, messages: int) -> Round:
-    many = _measured(store, Plan(rooms=rooms, rooms_each=min(rooms, ROOMS_EACH), messages=messages))
-    one = _measured(store, Plan(messages=messages))
-    per_second = many.deliveries / many.seconds / members
-    large = Plan(
-        members=members,
-        messages=min(messages, LARGE_MESSAGES, 1 + int(per_second * LARGE_SECONDS)),
-        per_second=per_second,
-        warm_up=1,
-    )
-    return Round(many, one, _measured(store, large))
+    with (
+        database(store) as many_url,
+        database(store) as few_url,
+        serving_all({"many": ("dialogue", many_url), "few": ("dialogue", few_url)}) as served,
+    ):
+        many = _measured(
+            served["many"], Plan(rooms=rooms, rooms_each=min(rooms, ROOMS_EACH), messages=messages)
+        )
+        one = _measured(served["few"], Plan(messages=messages))
+        per_second = many.deliveries / many.seconds / members
+        large = Plan(
+            first=1,
+            members=members,
+            messages=min(messages, LARGE_MESSAGES, 1 + int(per_second * LARGE_SECONDS)),
+            per_second=per_second,
+            warm_up=1,
+        )
+        return Round(many, one, _measured(served["few"], large))
 
 
-def _measured(store: str, plan: Plan) -> Result:
-    with database(store) as url, serving("dialogue", url) as served:
-        result = load(msgspec.structs.replace(plan, port=served.port, pid=served.pid), Result)
+def _measured(served: Served, plan: Plan) -> Result:
+    result = load(msgspec.structs.replace(plan, port=served.port, pid=served.pid), Result)
     assert not result.wrong, result
     assert result.deliveries == plan.messages * plan.members, result
     return result

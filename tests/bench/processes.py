@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,6 +25,7 @@ PEERS = Path(__file__).parent / "peers"
 NODE = PEERS / "node"
 """Servers for Node: ``ws`` is its ``ws.mjs``."""
 
+_Key = TypeVar("_Key", bound=Hashable)
 _Result = TypeVar("_Result", bound=msgspec.Struct)
 
 
@@ -78,6 +81,40 @@ def serving(name: str, store: str = "", *, tree: Path = ROOT, is_pinned: bool = 
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def serving_all(
+    servers: Mapping[_Key, tuple[str, str]], *, is_pinned: bool = False
+) -> Iterator[dict[_Key, Served]]:
+    """Serve *servers*, pairs of name and store as `serving` takes them; yield them by the same keys.
+
+    All start at one time, and stop at one time: that takes longer than a moment's measurement.
+
+    Raises:
+        RuntimeError: One of them did not start, or not stop in order.
+    """
+    started: dict[_Key, Future[Served]] = {key: Future() for key in servers}
+    is_over = threading.Event()
+
+    def serve(key: _Key) -> None:
+        with serving(*servers[key], is_pinned=is_pinned) as server:
+            started[key].set_result(server)
+            is_over.wait()
+
+    with ThreadPoolExecutor(len(servers)) as pool:
+        try:
+            done = {key: pool.submit(serve, key) for key in servers}
+            for key, server in started.items():
+                either: list[Future[Any]] = [server, done[key]]
+                wait(either, return_when=FIRST_COMPLETED)
+                if not server.done():
+                    done[key].result()
+            yield {key: server.result() for key, server in started.items()}
+        finally:
+            is_over.set()
+        for stopped in done.values():
+            stopped.result()
 
 
 def load(plan: msgspec.Struct, result: type[_Result]) -> _Result:

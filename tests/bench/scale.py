@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
+from . import idle
+from .idle import ECHO, ONE_ROOM
 from .publish import VARIANTS
-from .sides import DIALOGUE, DURABLE, LOOP, SIDES
+from .sides import DURABLE, LOOP, SIDES
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +28,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
         latency_seconds: Time of each run of ``latency``.
         stores: Of what is measured over memory and over SQLite for comparison, which.
         hot: Events in the room whose pages are read from memory.
-        idle: Silent connections.
+        idlers: Silent connections.
+        idle_sides: Those of `idle.SIDES` that have them.
         slow: Subscribers of ``slow_readers``, and how many of them stop reading.
         documents: How many are sent a second there, and for how many seconds.
         rooms: How many rooms are many.
@@ -57,7 +60,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     latency_seconds: float = 6.0
     stores: tuple[str, ...] = ("memory", "SQLite")
     hot: int = 1000
-    idle: int = 5000
+    idlers: int = 5000
+    idle_sides: tuple[str, ...] = tuple(idle.SIDES)
     slow: tuple[int, int] = (500, 50)
     documents: tuple[float, float] = (20.0, 10.0)
     rooms: int = 10_000
@@ -74,7 +78,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 FULL = Scale()
 MOMENT = Scale(
-    variants=(0, 5, 6),
+    variants=(0, 6),
     is_checked=True,
     rounds=1,
     warm_up_seconds=0.1,
@@ -84,13 +88,14 @@ MOMENT = Scale(
     reads=5,
     filled=2000,
     ring=500,
-    sides=(DIALOGUE, DURABLE, LOOP),
+    sides=(DURABLE, LOOP),
     subscribers=10,
     fanout_seconds=0.1,
     latency_seconds=0.3,
     stores=("memory",),
     hot=120,
-    idle=100,
+    idlers=100,
+    idle_sides=(ONE_ROOM, ECHO),
     slow=(4, 2),
     documents=(200.0, 0.3),
     rooms=20,

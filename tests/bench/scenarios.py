@@ -69,7 +69,7 @@ def run_ring(scale: Scale, postgres: str | None) -> list[Figure]:
 
 def run_idle(scale: Scale, postgres: str | None) -> list[Figure]:
     """Memory of connections that say nothing."""
-    return idle.measure(idle.Plan(connections=scale.idle), rounds=scale.rounds)
+    return idle.measure(idle.Plan(connections=scale.idlers), names=scale.idle_sides, rounds=scale.rounds)
 
 
 def run_fanout(scale: Scale, postgres: str | None) -> list[Figure]:

@@ -62,7 +62,7 @@ def make_soaked(store: str) -> Dialogue:
             "filled": RoomConfig(events=[define_event("filling", history=History(limit=1))]),
         },
         store=SQLStore(store, auto_migrate=True),
-        limits=limits(idle_seconds=1.0, ping_seconds=2.0),
+        limits=limits(idle_seconds=0.5, ping_seconds=2.0),
     )
 
     @dialogue.app.get("/bench")

@@ -15,7 +15,7 @@ import msgspec
 from .dialects import DialogueDialect, trigger
 from .generator import main, percentile, until, until_quiet
 from .members import Member, open_all
-from .processes import fetch, load, resident_bytes, serving
+from .processes import fetch, load, resident_bytes, serving_all
 from .report import Figure
 
 ROOM = b"documents:0"
@@ -206,20 +206,20 @@ def measure(plan: Plan, *, rounds: int) -> list[Figure]:
     Raises:
         AssertionError: One of those who read lost something, or one who did not read was not closed with 4008.
     """
-    plans = [msgspec.structs.replace(plan, is_stopping=is_stopping) for is_stopping in (False, True)]
-    found = [[_measured(each) for each in plans] for _ in range(rounds)]
-    all_read, some_stop = zip(*found, strict=True)
-    return figures(all_read, some_stop, plan)
-
-
-def _measured(plan: Plan) -> Result:
-    with serving("dialogue") as served:
-        result = load(msgspec.structs.replace(plan, port=served.port, pid=served.pid), Result)
-    assert not result.wrong, result
-    slow = plan.slow if plan.is_stopping else 0
-    assert result.counted == slow, result
-    assert result.codes == [4008] * slow, result
-    return result
+    runs: dict[bool, list[Result]] = {False: [], True: []}
+    for _ in range(rounds):
+        with serving_all(dict.fromkeys(runs, ("dialogue", ""))) as served:
+            for is_stopping, done in runs.items():
+                at = served[is_stopping]
+                result = load(
+                    msgspec.structs.replace(plan, port=at.port, pid=at.pid, is_stopping=is_stopping), Result
+                )
+                assert not result.wrong, result
+                slow = plan.slow if is_stopping else 0
+                assert result.counted == slow, result
+                assert result.codes == [4008] * slow, result
+                done.append(result)
+    return figures(runs[False], runs[True], plan)
 
 
 def bound_bytes(slow: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ import msgspec
 from . import steady, storm_load
 from .databases import database, durable
 from .generator import percentile
-from .processes import ended, load, loading, serving
+from .processes import Served, ended, load, loading, serving_all
 from .report import Figure
 from .storm_load import Return, Step
 
@@ -49,8 +50,7 @@ class Round(msgspec.Struct, frozen=True):
 
 
 def _measured(
-    server: str,
-    url: str,
+    served: Served,
     *,
     clients: int,
     in_flight: int,
@@ -67,28 +67,27 @@ def _measured(
     Raises:
         AssertionError: A client has not exactly what it missed, or a publisher was refused.
     """
-    with serving(server, url) as served:
-        publishers = steady.Plan(
+    publishers = steady.Plan(
+        port=served.port,
+        publishers=PUBLISHERS,
+        per_second=PER_SECOND_SHARED if is_shared else PER_SECOND,
+        room=ROOM if is_shared else OTHER_ROOM,
+    )
+    with loading(publishers) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        plan = storm_load.Plan(
             port=served.port,
-            publishers=PUBLISHERS,
-            per_second=PER_SECOND_SHARED if is_shared else PER_SECOND,
-            room=ROOM if is_shared else OTHER_ROOM,
+            pid=served.pid,
+            clients=clients,
+            missed=MISSED,
+            in_flight=in_flight,
+            room=ROOM,
+            steps=steps,
+            seconds=seconds,
         )
-        with loading(publishers) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"ready\n"
-            plan = storm_load.Plan(
-                port=served.port,
-                pid=served.pid,
-                clients=clients,
-                missed=MISSED,
-                in_flight=in_flight,
-                room=ROOM,
-                steps=steps,
-                seconds=seconds,
-            )
-            found = load(plan, storm_load.Result)
-            acks = ended(process, steady.Result)
+        found = load(plan, storm_load.Result)
+        acks = ended(process, steady.Result)
     assert not found.wrong, found.wrong
     assert not acks.wrong, acks
     assert len(acks.latencies) == acks.sent, acks
@@ -139,9 +138,14 @@ def measure(
         if clients_shared:
             turns.append((shared, "dialogue", {"clients": clients_shared, "is_shared": True}))
         for _ in range(rounds):
-            for done, server, changes in turns:
-                with database(kind, postgres) as url:
-                    done.append(_measured(server, url, in_flight=in_flight, seconds=seconds, **changes))
+            with ExitStack() as stack:
+                servers = {
+                    turn: (server, stack.enter_context(database(kind, postgres)))
+                    for turn, (_, server, _) in enumerate(turns)
+                }
+                served = stack.enter_context(serving_all(servers))
+                for turn, (done, _, changes) in enumerate(turns):
+                    done.append(_measured(served[turn], in_flight=in_flight, seconds=seconds, **changes))
         made += figures(kind, clients, clients_shared, ours, peers, shared, is_bound=kind == "SQLite")
     return made
 
