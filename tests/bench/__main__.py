@@ -39,7 +39,7 @@ def main(
     ] = False,
     only_met: Annotated[bool, typer.Option(help="End with status 1 when a bound is missed.")] = False,
 ) -> None:
-    """Run the benchmarks; a full run takes about ten minutes."""
+    """Run the benchmarks; a full run takes about forty minutes."""
     unknown = [name for name in scenarios or () if name not in SCENARIOS]
     if unknown:
         raise typer.BadParameter(f"there is no scenario {unknown[0]!r}; choose among {', '.join(SCENARIOS)}")
