@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from .databases import database, durable, stored
-from .load import Plan, Result
 from .processes import cpu_seconds, difference, load, serving
+from .publishers import Plan, Result
 from .report import Figure
 
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -19,7 +19,7 @@ from . import (
     storm,
 )
 from .databases import database, durable
-from .load import Plan
+from .publishers import Plan
 from .report import Figure
 from .scale import Scale
 

@@ -25,7 +25,7 @@ PER_SECOND_SHARED = 2.0
 
 ROOM, OTHER_ROOM = "bench:0", "bench:1"
 
-PEER = "each asks the database"
+PEER, PEER_SERVER = "each asks the database", "resume_query"
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -133,7 +133,7 @@ def measure(
         shared: list[Round] = []
         turns: list[tuple[list[Round], str, dict[str, Any]]] = [
             (ours, "dialogue", {"clients": clients, "steps": steps}),
-            (peers, "resume_query", {"clients": clients, "steps": steps}),
+            (peers, PEER_SERVER, {"clients": clients, "steps": steps}),
         ]
         if clients_shared:
             turns.append((shared, "dialogue", {"clients": clients_shared, "is_shared": True}))

@@ -7,17 +7,24 @@ from collections.abc import Iterator
 
 import pytest
 
+from . import idle, storm
 from .databases import database
 from .dialects import DIALECTS, Dialect
 from .generator import until
 from .members import MARK, Member, message, open_all
 from .processes import NODE, PEERS, Served, serving_all
+from .publish import VARIANTS
 from .scale import MOMENT
 from .sides import SIDES
 
 COMMON = {"__init__", "common"}
 
-IN_SCENARIOS = {SIDES[name].server for name in MOMENT.sides} | {"echo", "resume_query", "bare_sqlite"}
+IN_SCENARIOS = {
+    *(SIDES[name].server for name in MOMENT.sides),
+    *(VARIANTS[number][1] for number in MOMENT.variants),
+    *(idle.SIDES[name][0] for name in MOMENT.idle_sides),
+    storm.PEER_SERVER,
+}
 """Those that a moment of some scenario starts."""
 
 OTHERS = {side.server: side for side in SIDES.values() if side.server not in IN_SCENARIOS}

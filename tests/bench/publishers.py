@@ -1,4 +1,4 @@
-"""The load generator: publishers over raw sockets, in a process of its own: ``python -m tests.bench.load PLAN``.
+"""The load generator of durable publishes: ``python -m tests.bench.publishers PLAN``.
 
 It must not be the limit of what it measures: it searches bytes instead of parsing JSON (see also `tests.bench.wire`).
 
