@@ -51,8 +51,7 @@ def measure(server: str, url: str, plan: Plan) -> tuple[Result, float]:
     Raises:
         AssertionError: Something was not acked, or is not in the log.
     """
-    store = url.partition(":///")[2] if server == "bare_sqlite" else url
-    with serving(server, store) as served:
+    with serving(server, url) as served:
         before = cpu_seconds(served.pid)
         result = load(msgspec.structs.replace(plan, port=served.port), Result)
         used = difference(cpu_seconds(served.pid), before)

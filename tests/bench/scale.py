@@ -78,7 +78,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
 
 FULL = Scale()
 MOMENT = Scale(
-    variants=(0, 6),
+    variants=(0, 5),
     is_checked=True,
     rounds=1,
     warm_up_seconds=0.1,

@@ -29,7 +29,7 @@ IN_SCENARIOS = {
 
 OTHERS = {side.server: side for side in SIDES.values() if side.server not in IN_SCENARIOS}
 
-ACKING = "sqlalchemy_async"
+ACKING = "bare_sqlite"
 
 
 class Listener(Member):
