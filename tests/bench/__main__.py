@@ -11,7 +11,8 @@ from rich.console import Console
 
 from . import runs, speed_page
 from .report import Figure, show
-from .scenarios import FULL, MOMENT, SCENARIOS, Scale
+from .scale import FULL, MOMENT, Scale
+from .scenarios import SCENARIOS
 
 POSTGRES = "DIALOGUE_TEST_POSTGRES_URL"
 
@@ -38,7 +39,7 @@ def main(
     ] = False,
     only_met: Annotated[bool, typer.Option(help="End with status 1 when a bound is missed.")] = False,
 ) -> None:
-    """Run the benchmarks; a full run takes about ten minutes."""
+    """Run the benchmarks; a full run takes about forty minutes."""
     unknown = [name for name in scenarios or () if name not in SCENARIOS]
     if unknown:
         raise typer.BadParameter(f"there is no scenario {unknown[0]!r}; choose among {', '.join(SCENARIOS)}")

@@ -10,17 +10,14 @@ import asyncio
 import gc
 import selectors
 import socket
-import sys
 import time
 from collections.abc import Sequence
 
 import msgspec
-import uvloop
 
 from .dialects import DIALECTS
-from .load import SETTLE_SECONDS, percentile
-from .members import MARK, NAME_BYTES, Publisher, ready, subscribe
-from .processes import pin
+from .generator import SETTLE_SECONDS, main, percentile
+from .members import MARK, NAME_BYTES, Publisher, open_all, subscribe
 
 SPIN_SECONDS = 0.0015
 """So long before a message is due its sender stops sleeping: timers are a millisecond late."""
@@ -33,7 +30,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         dialect: A name in `DIALECTS`.
-        room: Number of the room; one that nobody has used.
+        room: Number of the room (``bench:NUMBER``); one that nobody has used.
         per_second: Messages a second of all publishers together, who take turns.
         warm_up_seconds: Time before the measurement.
         seconds: Time of the measurement.
@@ -148,10 +145,9 @@ async def run(plan: Plan) -> Result:
         ConnectionError: The server has closed a connection.
     """
     loop = asyncio.get_running_loop()
-    dialect = DIALECTS[plan.dialect](plan.room)
+    dialect = DIALECTS[plan.dialect](b"bench:%d" % plan.room)
     publishers = [Publisher(dialect, index) for index in range(plan.publishers)]
-    for publisher in publishers:
-        await ready(publisher, plan.port)
+    await open_all(publishers, plan.port)
     sockets = [subscribe(dialect, plan.port, b"subscriber-%d" % number) for number in range(plan.subscribers)]
     subscribers = Subscribers(sockets, plan.publishers)
     # Nothing here is garbage in circles, and a pause of the collector would look like one of the server.
@@ -207,5 +203,4 @@ async def run(plan: Plan) -> Result:
 
 
 if __name__ == "__main__":
-    pin(last=True)
-    print(msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.argv[1], type=Plan)))).decode())
+    main(Plan, run)

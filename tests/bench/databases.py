@@ -1,4 +1,7 @@
-"""Databases for a run: a SQLite file in a temporary folder, a Postgres database of its own."""
+"""Databases for a run, each new: a SQLite file in a temporary folder, a database on a Postgres server.
+
+What talks to databases is imported where it is used: load generators have this module too, and are to start at once.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,36 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import asyncpg  # type: ignore[import-untyped]
-from sqlalchemy import make_url
 
-from dialogue import SQLStore
-
-
-@contextmanager
-def sqlite_file() -> Iterator[str]:
-    """Yield the path of a SQLite file that is not there yet; its folder is removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="dialogue-bench-") as folder:
-        yield str(Path(folder) / "bench.db")
+def durable(postgres: str | None) -> tuple[str, ...]:
+    """Return the kinds of database that there are, given the URL of a Postgres server or None."""
+    return ("SQLite", "Postgres") if postgres else ("SQLite",)
 
 
 @contextmanager
-def postgres_database(server: str) -> Iterator[str]:
-    """Make a database on *server* (a URL); yield its URL, and drop it at the end."""
+def database(kind: str, postgres: str | None = None) -> Iterator[str]:
+    """Yield the URL of a new database, as `dialogue.SQLStore` takes it; it is removed at the end.
+
+    Args:
+        kind: ``SQLite``, ``Postgres``, or ``memory``, which is none: its URL is empty.
+        postgres: The URL of the server that is to have a new database.
+    """
+    if kind == "memory":
+        yield ""
+    elif kind == "SQLite":
+        with tempfile.TemporaryDirectory(prefix="dialogue-bench-") as folder:
+            yield f"sqlite+aiosqlite:///{Path(folder) / 'bench.db'}"
+    else:
+        assert kind == "Postgres", kind
+        assert postgres is not None
+        with _postgres_database(postgres) as url:
+            yield url
+
+
+@contextmanager
+def _postgres_database(server: str) -> Iterator[str]:
+    from sqlalchemy import make_url
+
     url = make_url(server)
     name = f"dialogue_bench_{secrets.token_hex(4)}"
     asyncio.run(_execute(server, f"CREATE DATABASE {name}"))
@@ -38,6 +55,8 @@ def postgres_database(server: str) -> Iterator[str]:
 def stored(url: str, rooms: Iterable[int]) -> list[int]:
     """Return how many events each of *rooms* (``bench:N``) has in the log: no seq is left out, so the newest tells."""
 
+    from dialogue import SQLStore
+
     async def read() -> list[int]:
         store = SQLStore(url)
         await store.open()
@@ -50,6 +69,9 @@ def stored(url: str, rooms: Iterable[int]) -> list[int]:
 
 
 async def _execute(server: str, sql: str) -> None:
+    import asyncpg  # type: ignore[import-untyped]
+    from sqlalchemy import make_url
+
     url = make_url(server).set(drivername="postgresql")
     connection = await asyncpg.connect(url.render_as_string(hide_password=False))
     try:

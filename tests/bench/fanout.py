@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from .databases import stored
@@ -20,7 +22,7 @@ from .sides import (
     SOCKETIO,
     files,
     present,
-    serving_all,
+    serving_sides,
 )
 
 MANY = "32 publishers"
@@ -34,26 +36,26 @@ BOUNDS: dict[tuple[str, str], dict[str, float | None]] = {
 """Who is measured with how many publishers, against whom, and by how many times it is to be ahead."""
 
 
-def measure(plan: Plan, *, rounds: int) -> list[Figure]:
-    """Run *plan*, and the same with one publisher, *rounds* times in turns against every server that there is.
+def measure(plan: Plan, *, names: Iterable[str], rounds: int) -> list[Figure]:
+    """Run *plan*, and the same with one publisher, *rounds* times in turns against those of *names* that can run.
 
     Raises:
         AssertionError: Somebody has not received everything once and in order, or the log has not all of it.
     """
     plans = {MANY: plan, ALONE: msgspec.structs.replace(plan, publishers=1, in_flight=1)}
-    names = present(SIDES)
+    names = present(names)
     # Each once: the loop without storage is what two of ours are compared with.
     pairs = dict.fromkeys((name, case) for (ours, case), peers in BOUNDS.items() for name in (ours, *peers))
     runs: dict[tuple[str, str], list[Result]] = {pair: [] for pair in pairs if pair[0] in names}
     with files(names) as urls:
-        with serving_all(names, urls) as served:
+        with serving_sides(names, urls) as served:
             for _ in range(rounds):
                 for (name, case), done in runs.items():
                     result = load(
                         msgspec.structs.replace(
                             plans[case],
                             port=served[name].port,
-                            process=served[name].process,
+                            pid=served[name].pid,
                             dialect=SIDES[name].dialect,
                             room=2 * len(done) + (case == ALONE),
                         ),
@@ -72,7 +74,7 @@ def figures(runs: dict[tuple[str, str], list[Result]], *, subscribers: int) -> l
     made = []
     for (ours, case), peers in BOUNDS.items():
         for peer, at_least in peers.items():
-            if (peer, case) not in runs:
+            if (ours, case) not in runs or (peer, case) not in runs:
                 continue
             mine, theirs = runs[ours, case], runs[peer, case]
             made.append(

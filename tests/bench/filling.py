@@ -8,7 +8,7 @@ import time
 from dialogue import SQLStore
 from dialogue.events import Draft
 
-from .load import TEXTS
+from .dialects import TEXTS
 from .report import Figure
 
 BATCH = 500

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Container
 
 import msgspec
 
@@ -10,22 +11,22 @@ from .arrivals import Plan, Result
 from .databases import stored
 from .processes import load
 from .report import Figure
-from .sides import DURABLE, LOOP, NODE_WS, SIDES, files, present, serving_all
+from .sides import DURABLE, LOOP, NODE_WS, SIDES, files, present, serving_sides
 
 PEERS: dict[str, float | None] = {LOOP: 1.0, NODE_WS: None}
 """Whom Dialogue on SQLite is compared with, and how many times their p99 its own may be."""
 
 
-def measure(plan: Plan, *, rounds: int) -> list[Figure]:
-    """Run *plan* *rounds* times in turns against every server that there is.
+def measure(plan: Plan, *, names: Container[str], rounds: int) -> list[Figure]:
+    """Run *plan* *rounds* times in turns against those of *names* that are compared and can run.
 
     Raises:
         AssertionError: Somebody has not received everything once and in order, or the log has not all of it.
     """
-    names = present((DURABLE, *PEERS))
+    names = present(name for name in (DURABLE, *PEERS) if name in names)
     runs: dict[str, list[Result]] = {name: [] for name in names}
     with files(names) as urls:
-        with serving_all(names, urls) as served:
+        with serving_sides(names, urls) as served:
             for room in range(rounds):
                 for name, done in runs.items():
                     result = load(

@@ -14,18 +14,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-import uvloop
 
 from .dialects import DIALECTS, Dialect
-from .load import SETTLE_SECONDS
-from .members import MARK, NAME_BYTES, Member, Publisher, ready, subscribe
-from .processes import cpu_seconds, pin
+from .generator import SETTLE_SECONDS, main
+from .members import MARK, NAME_BYTES, Member, Publisher, open_all, subscribe
+from .processes import cpu_seconds, difference
 
 SWEEP_SECONDS = 0.02
 SLICES = 20
@@ -43,16 +41,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to do.
 
     Attributes:
-        process: The server's, to see what it uses.
+        pid: The server's process, to see what it uses.
         dialect: A name in `DIALECTS`.
-        room: Number of the room; one that nobody has used.
+        room: Number of the room (``bench:NUMBER``); one that nobody has used.
         in_flight: Messages that each publisher keeps in flight.
         warm_up_seconds: Time before the measurement.
         seconds: Time of the measurement.
     """
 
     port: int = 0
-    process: int = 0
+    pid: int = 0
     dialect: str = "plain"
     room: int = 0
     subscribers: int = 500
@@ -176,14 +174,13 @@ async def run(plan: Plan) -> Result:
         TimeoutError: Something has not arrived within `SETTLE_SECONDS`.
         ConnectionError: The server has closed a connection.
     """
-    dialect = DIALECTS[plan.dialect](plan.room)
+    dialect = DIALECTS[plan.dialect](b"bench:%d" % plan.room)
     publishers = [Publisher(dialect, index) for index in range(plan.publishers)]
-    for publisher in publishers:
-        await ready(publisher, plan.port)
+    await open_all(publishers, plan.port)
     sockets = [subscribe(dialect, plan.port, b"subscriber-%d" % number) for number in range(plan.subscribers)]
     subscribers = Subscribers(sockets)
     observer = Observer(dialect, publishers, subscribers)
-    await ready(observer, plan.port)
+    await open_all([observer], plan.port)
     counts = subscribers.counts
     # Nothing here is garbage in circles, and a pause of the collector would look like one of the server.
     gc.disable()
@@ -202,11 +199,11 @@ async def run(plan: Plan) -> Result:
             publisher.publish(plan.in_flight)
         await wait(plan.warm_up_seconds)
         before, started, cpu = sum(counts), time.perf_counter(), time.process_time()
-        spent_before = cpu_seconds(plan.process)
+        spent_before = cpu_seconds(plan.pid)
         await wait(plan.seconds)
         delivered = sum(counts) - before
         elapsed, busy = time.perf_counter() - started, time.process_time() - cpu
-        spent = cpu_seconds(plan.process)
+        spent = difference(cpu_seconds(plan.pid), spent_before)
         observer.is_ended = True
         sent = sum(publisher.sent for publisher in publishers)
         async with asyncio.timeout(SETTLE_SECONDS):
@@ -233,12 +230,9 @@ async def run(plan: Plan) -> Result:
         acked=sum(publisher.acked for publisher in publishers) if dialect.has_acks else None,
         wrong=observer.wrong + sum(publisher.wrong for publisher in publishers),
         busy=busy / elapsed,
-        server_us=None
-        if spent is None or spent_before is None
-        else (spent - spent_before) / max(1, delivered) * 1e6,
+        server_us=None if spent is None else spent / max(1, delivered) * 1e6,
     )
 
 
 if __name__ == "__main__":
-    pin(last=True)
-    print(msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.argv[1], type=Plan)))).decode())
+    main(Plan, run)

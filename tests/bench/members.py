@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 
-from .dialects import Dialect, Message
-from .load import SETTLE_SECONDS, TEXTS
-from .wire import Connection, open_connection, text_frame, upgrade_request
+from .dialects import TEXTS, Dialect, Message, Step
+from .generator import SETTLE_SECONDS
+from .wire import Connection, fail, open_connection, text_frame, upgrade_request
 
 MARK = b"@:@"
 """Begins each text, as in ``@:@03.0000017``: publisher and number. Nothing else that a server sends has these bytes.
@@ -18,6 +19,9 @@ be the first of a payload, or the first the one that says how long the length is
 
 NAME_BYTES = 10
 """Length of what follows the mark."""
+
+_OPENING = 100
+"""Connections that are opened at a time."""
 
 
 def marked(publisher: int, number: int) -> bytes:
@@ -41,27 +45,33 @@ def subscribe(dialect: Dialect, port: int, user: bytes) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.sendall(upgrade_request(dialect.path(is_subscriber=True)))
     received = b""
-    for said, awaited in [(b"", b"\r\n\r\n"), *dialect.steps(user, is_subscriber=True)]:
+    for said, awaited, times in [Step(b"", b"\r\n\r\n"), *dialect.steps(user, is_subscriber=True)]:
         if said:
             sock.sendall(text_frame(said))
-        while awaited not in received:
-            data = sock.recv(65_536)
-            if not data:
-                raise ConnectionError("the server closed the connection")
-            received += data
-        received = received.partition(awaited)[2]
+        for _ in range(times):
+            while awaited not in received:
+                data = sock.recv(65_536)
+                if not data:
+                    raise ConnectionError("the server closed the connection")
+                received += data
+            received = received.partition(awaited)[2]
     sock.setblocking(False)
     return sock
 
 
 class Member(Connection):
-    """A connection that goes through the steps of its dialect."""
+    """A connection that goes through the steps of its dialect, and says what keeps it connected.
+
+    Attributes:
+        ready: Done with the steps.
+    """
 
     def __init__(self, dialect: Dialect, user: bytes, *, is_subscriber: bool) -> None:
         super().__init__(dialect.path(is_subscriber=is_subscriber))
         self.dialect = dialect
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._steps = list(dialect.steps(user, is_subscriber=is_subscriber))
+        self._left = 0
 
     def on_open(self) -> None:
         self._say()
@@ -69,27 +79,45 @@ class Member(Connection):
     def _say(self) -> None:
         if not self._steps:
             self.ready.set_result(None)
-        elif self._steps[0][0]:
-            self.send(self._steps[0][0])
+            return
+        self._left = self._steps[0].times
+        if self._steps[0].said:
+            self.send(self._steps[0].said)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if not self.ready.done():
-            self.ready.set_exception(ConnectionError("the server closed the connection"))
+        fail(self.ready)
 
     def on_frame(self, frame: bytes) -> None:
-        if self._steps and self._steps[0][1] in frame:
-            del self._steps[0]
-            self._say()
+        if not self.ready.done():
+            self._left -= frame.count(self._steps[0].awaited)
+            if b'"type":"error"' in frame:
+                self.ready.set_exception(ConnectionError(frame.decode()))
+            elif self._left <= 0:
+                del self._steps[0]
+                self._say()
             return
         answer = self.dialect.answer(frame)
         if answer is not None:
             self.send(answer)
-        else:
-            self.on_data(frame)
+        self.on_data(frame)
 
     def on_data(self, frame: bytes) -> None:
-        """Take a frame that is neither of the handshake nor a ping."""
+        """Take a frame that came after the steps."""
+
+
+async def open_all(members: Sequence[Member], port: int) -> None:
+    """Connect *members*, `_OPENING` at a time, and wait until they have gone through their steps.
+
+    Raises:
+        ConnectionError: The server has refused or closed one of them.
+        TimeoutError: It took longer than `SETTLE_SECONDS` for one lot of them.
+    """
+    for first in range(0, len(members), _OPENING):
+        lot = members[first : first + _OPENING]
+        async with asyncio.timeout(SETTLE_SECONDS):
+            await asyncio.gather(*(open_connection(member, port) for member in lot))
+            await asyncio.gather(*(member.ready for member in lot))
 
 
 class Publisher(Member):
@@ -117,10 +145,3 @@ class Publisher(Member):
         messages = [message(self.index, self.sent + ahead) for ahead in range(1, count + 1)]
         self.sent += count
         self.transport.write(b"".join(map(text_frame, self.dialect.frames(messages))))
-
-
-async def ready(member: Member, port: int) -> None:
-    """Connect *member* and wait until it has gone through its steps."""
-    async with asyncio.timeout(SETTLE_SECONDS):
-        await open_connection(member, port)
-        await member.ready

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from .databases import stored
-from .load import Plan, Result
-from .processes import load, serving
+from .databases import database, durable, stored
+from .processes import cpu_seconds, difference, load, serving
+from .publishers import Plan, Result
 from .report import Figure
 
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -23,6 +24,9 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 """What is measured: its name, the server, and what differs from the plan."""
 
 HEADLINE = "acks"
+
+AT_LEAST = {"SQLite": 40_000.0, "Postgres": 30_000.0}
+"""What the headline is to reach, in acks a second."""
 
 
 class Best:
@@ -47,21 +51,36 @@ def measure(server: str, url: str, plan: Plan) -> tuple[Result, float]:
     Raises:
         AssertionError: Something was not acked, or is not in the log.
     """
-    store = url.partition(":///")[2] if server == "bare_sqlite" else url
-    with serving(server, store) as served:
-        before = served.cpu_seconds()
+    with serving(server, url) as served:
+        before = cpu_seconds(served.pid)
         result = load(msgspec.structs.replace(plan, port=served.port), Result)
-        after = served.cpu_seconds()
+        used = difference(cpu_seconds(served.pid), before)
     assert result.acked == result.sent, result
     assert not result.wrong, result
     if server == "dialogue":
         found = sum(stored(url, range(plan.rooms)))
         assert found == result.acked, (found, result)
-    cpu_us = 0.0 if before is None or after is None else (after - before) / max(1, result.acked) * 1e6
-    return result, cpu_us
+    return result, (used or 0.0) / max(1, result.acked) * 1e6
 
 
-def figures(database: str, runs: dict[str, Best], *, at_least: float) -> list[Figure]:
+def compare(plan: Plan, *, variants: Sequence[int], rounds: int, postgres: str | None) -> list[Figure]:
+    """Run *plan* *rounds* times with each of *variants*, numbers of `VARIANTS`, over each database that there is."""
+    made: list[Figure] = []
+    for kind in durable(postgres):
+        runs: dict[str, Best] = {}
+        # Taken in turns: what else the machine does meanwhile then hits all of them alike.
+        for _ in range(rounds):
+            for name, server, changes in (VARIANTS[number] for number in variants):
+                if kind == "Postgres" and server == "bare_sqlite":
+                    continue
+                with database(kind, postgres) as url:
+                    best = runs.setdefault(name, Best())
+                    best.add(measure(server, url, msgspec.structs.replace(plan, **changes)))
+        made += figures(kind, runs, at_least=AT_LEAST[kind])
+    return made
+
+
+def figures(kind: str, runs: dict[str, Best], *, at_least: float) -> list[Figure]:
     """Return the headline against each peer, and the other variants against the headline."""
     found = {name: best for name, best in runs.items() if best.result is not None}
     ours = _speed(found[HEADLINE])
@@ -71,7 +90,7 @@ def figures(database: str, runs: dict[str, Best], *, at_least: float) -> list[Fi
             made.append(
                 Figure(
                     scenario="publish",
-                    what=f"{database}: {HEADLINE}",
+                    what=f"{kind}: {HEADLINE}",
                     value=ours,
                     unit="/s",
                     against=peer,
@@ -86,10 +105,10 @@ def figures(database: str, runs: dict[str, Best], *, at_least: float) -> list[Fi
             made.append(
                 Figure(
                     scenario="publish",
-                    what=f"{database}: {name}",
+                    what=f"{kind}: {name}",
                     value=_speed(best),
                     unit="/s",
-                    against=f"{database}: {HEADLINE}",
+                    against=f"{kind}: {HEADLINE}",
                     against_value=ours,
                     note=_note(best),
                 )

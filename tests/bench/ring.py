@@ -9,7 +9,7 @@ from random import Random
 from dialogue.core.ring import Ring
 from dialogue.events import Draft
 
-from .load import TEXTS
+from .dialects import TEXTS
 from .report import Figure
 
 

@@ -2,119 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import msgspec
-
-from . import arrivals, fanout, filling, latency, listeners, pages, publish, ring
-from .databases import postgres_database, sqlite_file
-from .load import Plan
-from .report import Figure
-
-
-class Scale(msgspec.Struct, frozen=True, kw_only=True):
-    """How much is done.
-
-    Attributes:
-        variants: Which of `publish.VARIANTS`, by number.
-        is_checked: Whether every answer is compared with what it should be.
-        rounds: Runs of each server; the best one counts, because whatever else the machine does makes it slower.
-        seconds: Time of each run.
-        shallow, deep: Depths at which pages are read, in events.
-        reads: Pages read at each depth.
-        filled: Events per filling.
-        ring: Events in the ring.
-        subscribers: Who is told of each message.
-        fanout_seconds: Time of each run of ``fanout``.
-        latency_seconds: Time of each run of ``latency``.
-    """
-
-    variants: tuple[int, ...] = tuple(range(len(publish.VARIANTS)))
-    is_checked: bool = False
-    rounds: int = 3
-    warm_up_seconds: float = 1.0
-    seconds: float = 5.0
-    shallow: int = 1000
-    deep: int = 1_000_000
-    reads: int = 400
-    filled: int = 200_000
-    ring: int = 100_000
-    subscribers: int = 500
-    fanout_seconds: float = 3.0
-    latency_seconds: float = 6.0
-
-
-FULL = Scale()
-MOMENT = Scale(
-    variants=(0, 5, 6),
-    is_checked=True,
-    rounds=1,
-    warm_up_seconds=0.1,
-    seconds=0.2,
-    shallow=20,
-    deep=2000,
-    reads=5,
-    filled=2000,
-    ring=500,
-    subscribers=10,
-    fanout_seconds=0.1,
-    latency_seconds=0.3,
+from . import (
+    arrivals,
+    fanout,
+    filling,
+    hot_pages,
+    idle,
+    latency,
+    listeners,
+    many_rooms,
+    pages,
+    publish,
+    ring,
+    slow_readers,
+    soak,
+    storm,
 )
-"""Everything once, for the tests: its figures mean nothing."""
-
-
-@contextmanager
-def databases(postgres: str | None) -> Iterator[dict[str, str]]:
-    """Yield a new database of each kind that there is, by its name: a URL that SQLAlchemy's async engine takes."""
-    with sqlite_file() as path:
-        found = {"SQLite": f"sqlite+aiosqlite:///{path}"}
-        if postgres is None:
-            yield found
-            return
-        with postgres_database(postgres) as url:
-            yield {**found, "Postgres": url}
+from .databases import database, durable
+from .publishers import Plan
+from .report import Figure
+from .scale import Scale
 
 
 def run_publish(scale: Scale, postgres: str | None) -> list[Figure]:
     """Durable publish, and what it is compared with."""
-    figures: list[Figure] = []
-    bounds = {"SQLite": 40_000.0, "Postgres": 30_000.0}
     plan = Plan(
         port=0, warm_up_seconds=scale.warm_up_seconds, seconds=scale.seconds, is_checked=scale.is_checked
     )
-    for database in ("SQLite", *(["Postgres"] if postgres else [])):
-        runs: dict[str, publish.Best] = {}
-        # Taken in turns: what else the machine does meanwhile then hits all of them alike.
-        for _ in range(scale.rounds):
-            for name, server, changes in (publish.VARIANTS[number] for number in scale.variants):
-                if database == "Postgres" and server == "bare_sqlite":
-                    continue
-                with databases(postgres if database == "Postgres" else None) as found:
-                    best = runs.setdefault(name, publish.Best())
-                    best.add(
-                        publish.measure(server, found[database], msgspec.structs.replace(plan, **changes))
-                    )
-        figures += publish.figures(database, runs, at_least=bounds[database])
-    return figures
+    return publish.compare(plan, variants=scale.variants, rounds=scale.rounds, postgres=postgres)
 
 
 def run_pages(scale: Scale, postgres: str | None) -> list[Figure]:
     """A page deep in the past against one near its end."""
     figures: list[Figure] = []
-    with databases(postgres) as found:
-        for database, url in found.items():
-            figures += pages.measure(database, url, shallow=scale.shallow, deep=scale.deep, reads=scale.reads)
+    for kind in durable(postgres):
+        with database(kind, postgres) as url:
+            figures += pages.measure(kind, url, shallow=scale.shallow, deep=scale.deep, reads=scale.reads)
     return figures
+
+
+def run_hot_pages(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Pages from memory."""
+    plan = hot_pages.Plan(
+        events=scale.hot,
+        is_checked=scale.is_checked,
+        warm_up_seconds=scale.warm_up_seconds,
+        seconds=scale.seconds,
+    )
+    return hot_pages.measure(plan, stores=scale.stores, rounds=scale.rounds)
 
 
 def run_filling(scale: Scale, postgres: str | None) -> list[Figure]:
     """Appends in batches of 500, without a server."""
     figures: list[Figure] = []
     for rooms in (1, 100):
-        with databases(postgres) as found:
-            for database, url in found.items():
-                figures.append(filling.measure(database, url, rooms=rooms, count=scale.filled))
+        for kind in durable(postgres):
+            with database(kind, postgres) as url:
+                figures.append(filling.measure(kind, url, rooms=rooms, count=scale.filled))
     return figures
 
 
@@ -123,12 +67,17 @@ def run_ring(scale: Scale, postgres: str | None) -> list[Figure]:
     return ring.measure(count=scale.ring)
 
 
+def run_idle(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Memory of connections that say nothing."""
+    return idle.measure(idle.Plan(connections=scale.idlers), names=scale.idle_sides, rounds=scale.rounds)
+
+
 def run_fanout(scale: Scale, postgres: str | None) -> list[Figure]:
     """Everyone in a room is told of each message."""
     plan = listeners.Plan(
         subscribers=scale.subscribers, warm_up_seconds=scale.warm_up_seconds, seconds=scale.fanout_seconds
     )
-    return fanout.measure(plan, rounds=scale.rounds)
+    return fanout.measure(plan, names=scale.sides, rounds=scale.rounds)
 
 
 def run_latency(scale: Scale, postgres: str | None) -> list[Figure]:
@@ -136,14 +85,61 @@ def run_latency(scale: Scale, postgres: str | None) -> list[Figure]:
     plan = arrivals.Plan(
         subscribers=scale.subscribers, warm_up_seconds=scale.warm_up_seconds, seconds=scale.latency_seconds
     )
-    return latency.measure(plan, rounds=scale.rounds)
+    return latency.measure(plan, names=scale.sides, rounds=scale.rounds)
+
+
+def run_slow_readers(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Latency of those who read, and memory, while others do not."""
+    (subscribers, slow), (per_second, seconds) = scale.slow, scale.documents
+    plan = slow_readers.Plan(
+        subscribers=subscribers,
+        slow=slow,
+        per_second=per_second,
+        warm_up_seconds=scale.warm_up_seconds,
+        seconds=seconds,
+    )
+    return slow_readers.measure(plan, rounds=scale.rounds)
+
+
+def run_many_rooms(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Cost in many small rooms."""
+    return many_rooms.measure(
+        stores=scale.stores,
+        rounds=scale.rounds,
+        rooms=scale.rooms,
+        members=scale.members,
+        messages=scale.room_messages,
+    )
+
+
+def run_resume_storm(scale: Scale, postgres: str | None) -> list[Figure]:
+    """All clients of a room come back at once."""
+    return storm.measure(
+        rounds=scale.rounds,
+        clients=scale.storm_clients,
+        clients_shared=scale.storm_shared,
+        in_flight=scale.storm_in_flight,
+        seconds=scale.storm_seconds,
+        postgres=postgres,
+    )
+
+
+def run_soak(scale: Scale, postgres: str | None) -> list[Figure]:
+    """Half of a server's load, for long."""
+    return soak.measure(seconds=scale.soak_seconds, pause=scale.soak_pause, filled=scale.soak_filled)
 
 
 SCENARIOS = {
     "publish": run_publish,
-    "pages": run_pages,
-    "filling": run_filling,
-    "ring": run_ring,
     "fanout": run_fanout,
     "latency": run_latency,
+    "resume_storm": run_resume_storm,
+    "slow_readers": run_slow_readers,
+    "many_rooms": run_many_rooms,
+    "pages": run_pages,
+    "hot_pages": run_hot_pages,
+    "filling": run_filling,
+    "ring": run_ring,
+    "idle": run_idle,
+    "soak": run_soak,
 }

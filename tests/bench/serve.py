@@ -1,16 +1,22 @@
-"""The Dialogue that is measured, in a process of its own: ``python -m tests.bench.serve dialogue STORE``.
+"""The Dialogues that are measured, in a process of their own: ``python -m tests.bench.serve NAME STORE``.
 
-It is served as ``dialogue run`` serves; `tests.bench.serve_peer` has what it is compared with. With
+They are served as ``dialogue run`` serves; `tests.bench.serve_peer` has what they are compared with. With
 DIALOGUE_BENCH_PROFILE=FILE the main thread runs under cProfile and FILE gets what it found.
 """
 
 from __future__ import annotations
 
+import asyncio
 import cProfile
+import gc
 import logging
 import os
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from dialogue import Dialogue, History, Limits, RoomConfig, SQLStore, define_event
 from dialogue.server.run import listen, serve
@@ -18,25 +24,74 @@ from tests.rates import UNRATED
 
 from .peers.common import Message
 
+
+class Document(BaseModel):
+    """A large payload, for what depends on the size of what is sent."""
+
+    text: str
+
+
 message = define_event("message", schema=Message, history=History(limit=100))
+hot_message = define_event("message", schema=Message, history=History(limit=1000))
+document = define_event("document", schema=Document, history=History(limit=100))
+
+
+def limits(**changes: Any) -> Limits:
+    """Return the limits of a server that is measured: no rates, and everything else but *changes* as it is."""
+    return Limits(**UNRATED, connections_per_user=10**6, **changes)
 
 
 def make_dialogue(store: str) -> Dialogue:
     """Return the Dialogue under test; its store is a URL, or empty for memory."""
     return Dialogue(
-        {"bench:{number}": RoomConfig(events=[message])},
+        {
+            "bench:{number}": RoomConfig(events=[message]),
+            "hot:{number}": RoomConfig(events=[hot_message]),
+            "documents:{number}": RoomConfig(events=[document]),
+        },
         store=SQLStore(store, auto_migrate=True) if store else None,
-        limits=Limits(**UNRATED, connections_per_user=10**6),
+        limits=limits(),
     )
+
+
+def make_soaked(store: str) -> Dialogue:
+    """Return the Dialogue of a soak: its rooms soon sleep, and it says what it holds at ``/bench``."""
+    dialogue = Dialogue(
+        {
+            "soak:{number}": RoomConfig(events=[message]),
+            "filled": RoomConfig(events=[define_event("filling", history=History(limit=1))]),
+        },
+        store=SQLStore(store, auto_migrate=True),
+        limits=limits(idle_seconds=0.5, ping_seconds=2.0),
+    )
+
+    @dialogue.app.get("/bench")
+    async def state() -> dict[str, int]:
+        hub = dialogue.hub()
+        return {
+            "tasks": len(asyncio.all_tasks()),
+            "rooms": len(hub.rooms),
+            "connections": len(hub.connections.sessions),
+        }
+
+    @dialogue.app.get("/bench/objects")
+    async def objects() -> dict[str, int]:
+        gc.collect()
+        return dict(Counter(type(found).__name__ for found in gc.get_objects()))
+
+    return dialogue
+
+
+SERVERS = {"dialogue": make_dialogue, "soak": make_soaked}
 
 
 def main(name: str, store: str) -> None:
     """Serve until SIGTERM."""
-    if name != "dialogue":
-        raise SystemExit(f"there is no server {name!r}")
     logging.basicConfig(level=logging.ERROR)
+    if name not in SERVERS:
+        raise SystemExit(f"there is no server {name!r}")
     listener = listen("127.0.0.1", 0)
-    dialogue = make_dialogue(store)
+    dialogue = SERVERS[name](store)
     port = listener.getsockname()[1]
     serve(dialogue, dialogue.app, listener, on_serving=lambda: print(f"serving at {port}", flush=True))
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from .databases import sqlite_file
-from .processes import NODE, Served, serving
+from .databases import database
+from .processes import NODE, Served, serving_all
 
 
 class Side(NamedTuple):
@@ -80,39 +78,12 @@ def present(names: Iterable[str]) -> list[str]:
 def files(names: Iterable[str]) -> Iterator[dict[str, str]]:
     """Yield the URL of a new SQLite file for each of `SIDES` that has one; they are removed at the end."""
     with ExitStack() as stack:
-        yield {
-            name: f"sqlite+aiosqlite:///{stack.enter_context(sqlite_file())}"
-            for name in names
-            if SIDES[name].is_stored
-        }
+        yield {name: stack.enter_context(database("SQLite")) for name in names if SIDES[name].is_stored}
 
 
 @contextmanager
-def serving_all(names: Iterable[str], urls: Mapping[str, str]) -> Iterator[dict[str, Served]]:
-    """Serve those of `SIDES`, each at the first core and some with a store among *urls*; yield them by name.
-
-    Raises:
-        RuntimeError: One of them did not start, or not stop in order.
-    """
-    started: dict[str, Future[Served]] = {name: Future() for name in names}
-    is_over = threading.Event()
-
-    def serve(name: str) -> None:
-        with serving(SIDES[name].server, urls.get(name, ""), is_pinned=True) as server:
-            started[name].set_result(server)
-            is_over.wait()
-
-    # All at one time: starting and stopping takes longer than a moment's measurement.
-    with ThreadPoolExecutor(len(started)) as pool:
-        try:
-            ended = {name: pool.submit(serve, name) for name in started}
-            for name, server in started.items():
-                either: list[Future[Any]] = [server, ended[name]]
-                wait(either, return_when=FIRST_COMPLETED)
-                if not server.done():
-                    ended[name].result()
-            yield {name: server.result() for name, server in started.items()}
-        finally:
-            is_over.set()
-        for done in ended.values():
-            done.result()
+def serving_sides(names: Iterable[str], urls: Mapping[str, str]) -> Iterator[dict[str, Served]]:
+    """Serve those of `SIDES`, each at the first core and some with a store among *urls*; yield them by name."""
+    servers = {name: (SIDES[name].server, urls.get(name, "")) for name in names}
+    with serving_all(servers, is_pinned=True) as served:
+        yield served

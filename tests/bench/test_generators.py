@@ -74,7 +74,7 @@ async def test_lost_and_doubled_messages_are_seen(
     subscribers.read()
     subscribers.selector.close()
     assert subscribers.wrong == wrong
-    dialect = Dialect(0)
+    dialect = Dialect()
     observer = listeners.Observer(dialect, [Publisher(dialect, index) for index in range(4)])
     observer.is_ended = True
     for number in numbers:
@@ -104,7 +104,7 @@ def test_a_result_with_something_missing_is_refused() -> None:
 @pytest.mark.parametrize("name", DIALECTS)
 def test_a_message_has_one_mark_in_every_dialect(name: str) -> None:
     """Messages that are due at one time have as many marks as messages."""
-    sent = b"".join(DIALECTS[name](0).frames([message(3, number) for number in range(1, 11)]))
+    sent = b"".join(DIALECTS[name](b"bench:0").frames([message(3, number) for number in range(1, 11)]))
     assert sent.count(MARK) == 10
 
 

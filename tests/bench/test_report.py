@@ -97,6 +97,11 @@ def test_the_figures_are_of_scenarios_that_exist() -> None:
         assert {figure.scenario for figure in taken.figures} == {name}
 
 
+def test_every_scenario_has_its_section() -> None:
+    """In the page, whether it has figures yet or not."""
+    speed_page.check((FOLDER / PAGE).read_text(encoding="utf-8"), SCENARIOS)
+
+
 def test_a_figure_that_is_edited_by_hand_is_found() -> None:
     """In whichever row: the page is no longer what its figures make of it."""
     run = runs.read(FOLDER / FIGURES)

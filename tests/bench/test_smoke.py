@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from .__main__ import POSTGRES, cli
-from .load import percentile
+from .generator import percentile
 from .report import Figure
-from .scenarios import MOMENT, SCENARIOS
+from .scale import MOMENT
+from .scenarios import SCENARIOS
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -40,14 +40,16 @@ class Connection(asyncio.Protocol):
         path: Where the server has its WebSocket.
 
     Attributes:
+        opened: Done with the upgrade.
         closed: Set to the close code when the connection has ended, None where the server gave none.
     """
 
     def __init__(self, path: str = "/ws") -> None:
-        self.closed: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.opened: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[int | None] = loop.create_future()
         self.transport = cast(asyncio.Transport, None)
         self._path = path
-        self._is_open = False
         self._buffer = b""
         self._code: int | None = None
 
@@ -64,10 +66,11 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(self._code)
+        fail(self.opened)
 
     def data_received(self, data: bytes) -> None:
         data = self._buffer + data if self._buffer else data
-        if not self._is_open:
+        if not self.opened.done():
             end = data.find(b"\r\n\r\n")
             if end < 0:
                 self._buffer = data
@@ -75,7 +78,7 @@ class Connection(asyncio.Protocol):
             if not data.startswith(b"HTTP/1.1 101"):
                 self.transport.close()
                 return
-            self._is_open = True
+            self.opened.set_result(None)
             data = data[end + 4 :]
             self.on_open()
         start = 0
@@ -109,6 +112,14 @@ class Connection(asyncio.Protocol):
         """Close the socket."""
         if self.transport is not None:
             self.transport.close()
+
+
+def fail(*futures: asyncio.Future[Any]) -> None:
+    """End those of *futures* that are not done: the connection that they wait for is lost."""
+    for future in futures:
+        if not future.done():
+            future.set_exception(ConnectionError("the server closed the connection"))
+            future.exception()  # nobody may be waiting any more
 
 
 async def open_connection(connection: Connection, port: int) -> None:

@@ -1,1 +1,1 @@
-"""What Dialogue is compared with, each as its documentation has it; ``node`` has those for Node."""
+"""What Dialogue is compared with: a module each, as its documentation has it; ``node`` has those for Node."""

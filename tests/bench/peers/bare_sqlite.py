@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from .common import Message, add_socket
 
 
-def make_app(path: str) -> FastAPI:
-    """Return the application over the SQLite file at *path*."""
-    connection = sqlite3.connect(path, isolation_level=None)
+def make_app(url: str) -> FastAPI:
+    """Return the application over the SQLite file of *url*."""
+    connection = sqlite3.connect(url.partition(":///")[2], isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(

@@ -38,6 +38,7 @@ def add_socket(app: FastAPI, insert: Insert) -> None:
                 for command in frame if isinstance(frame, list) else [frame]:
                     if command["type"] == "connect":
                         user_id = command["auth"]["user_id"]
+                        answers.append({"type": "connected", "ref": command["ref"]})
                     elif command["type"] == "join":
                         answers.append({"type": "joined", "ref": command["ref"]})
                     else:

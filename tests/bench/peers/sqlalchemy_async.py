@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
-from sqlalchemy import JSON, BigInteger, Integer, event
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy import JSON, BigInteger, Integer, MetaData, event
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from .common import Insert, Message, add_socket
@@ -43,8 +43,21 @@ def make_app(url: str) -> FastAPI:
     return app
 
 
-def open_database(url: str) -> tuple[Lifespan, Insert]:
-    """Return what an application needs of the database at *url*: its lifespan, and what inserts a message."""
+class Database(NamedTuple):
+    """What an application needs of a database.
+
+    Attributes:
+        sessions: Makes sessions.
+        turn: What has to be held while something is written.
+    """
+
+    lifespan: Lifespan
+    sessions: async_sessionmaker[AsyncSession]
+    turn: AbstractAsyncContextManager[Any]
+
+
+def open_tables(url: str, metadata: MetaData) -> Database:
+    """Return the database at *url*, which gets the tables of *metadata* when the application starts."""
     engine = create_async_engine(url)
     is_sqlite = engine.dialect.name == "sqlite"
     if is_sqlite:
@@ -56,16 +69,21 @@ def open_database(url: str) -> tuple[Lifespan, Insert]:
             cursor.execute("PRAGMA synchronous = FULL")
             cursor.close()
 
-    sessions = async_sessionmaker(engine, expire_on_commit=False)
-    # SQLite takes one writer: without a turn the handlers would poll each other's locks, which is slower still.
-    turn = asyncio.Lock() if is_sqlite else nullcontext()
-
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with engine.begin() as connection:
-            await connection.run_sync(Base.metadata.create_all)
+            await connection.run_sync(metadata.create_all)
         yield
         await engine.dispose()
+
+    # SQLite takes one writer: without a turn the handlers would poll each other's locks, which is slower still.
+    turn = asyncio.Lock() if is_sqlite else nullcontext()
+    return Database(lifespan, async_sessionmaker(engine, expire_on_commit=False), turn)
+
+
+def open_database(url: str) -> tuple[Lifespan, Insert]:
+    """Return what an application needs of the messages at *url*: its lifespan, and what inserts one."""
+    lifespan, sessions, turn = open_tables(url, Base.metadata)
 
     async def insert(room_id: str, user_id: str, message: Message) -> int:
         async with turn, sessions() as session:

@@ -1,4 +1,4 @@
-"""The load generator: publishers over raw sockets, in a process of its own: ``python -m tests.bench.load PLAN``.
+"""The load generator of durable publishes: ``python -m tests.bench.publishers PLAN``.
 
 It must not be the limit of what it measures: it searches bytes instead of parsing JSON (see also `tests.bench.wire`).
 
@@ -8,18 +8,15 @@ A publisher keeps a number of triggers in flight: it answers a frame that holds 
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections import deque
 from random import getrandbits
 
 import msgspec
-import uvloop
 
-from .wire import Connection, open_connection
-
-SETTLE_SECONDS = 30.0
-"""How long the answers to what is in flight may take."""
+from .dialects import TEXTS, DialogueDialect, Message, trigger
+from .generator import main, percentile, until
+from .members import Member, open_all
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,24 +67,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     busy: float
 
 
-TEXTS = [
-    b"good morning, has anyone seen the build from last night?",
-    b"yes",
-    b"it failed on the second runner, I have started it again; the log says that the disk was full",
-    "caf\N{LATIN SMALL LETTER E WITH ACUTE} at three? \N{HOT BEVERAGE}".encode(),
-    b"the numbers are in the sheet, row 40 and below: please look at the ones in red before the call at noon",
-]
-
-
-class Publisher(Connection):
+class Publisher(Member):
     """One connection with its triggers in flight."""
 
     def __init__(self, plan: Plan, index: int) -> None:
-        super().__init__()
         self.plan = plan
         self.room = b"bench:%d" % (index % plan.rooms)
         self.user = b"user-%d" % index
-        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        super().__init__(DialogueDialect(self.room), self.user, is_subscriber=plan.is_subscribed)
         self.sent = 0
         self.acked = 0
         self.wrong = 0
@@ -96,23 +83,7 @@ class Publisher(Connection):
         self._is_ended = False
         self._due: deque[tuple[float, int]] = deque()
 
-    def on_open(self) -> None:
-        subscription = b"" if self.plan.is_subscribed else b',"events":[]'
-        self.send(
-            b'[{"type":"connect","ref":1,"auth":{"user_id":"%b"}},{"type":"join","ref":2,"room":"%b"%b}]'
-            % (self.user, self.room, subscription)
-        )
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if not self.ready.done():
-            self.ready.set_exception(ConnectionError("the server closed the connection"))
-
-    def on_frame(self, frame: bytes) -> None:
-        if not self.ready.done():
-            if b'"type":"joined"' in frame:
-                self.ready.set_result(None)
-            return
+    def on_data(self, frame: bytes) -> None:
         acks = frame.count(b'"type":"ok"')
         if b'"type":"error"' in frame:
             self.wrong += frame.count(b'"type":"error"')
@@ -152,17 +123,14 @@ class Publisher(Connection):
             key = b""
             if self.plan.has_keys:
                 # The worst that an index may have to bear; keys of Dialogue's own clients grow with time.
-                key = b',"key":"%036x"' % getrandbits(144)
-            triggers.append(
-                b'{"type":"trigger","ref":%d,"room":"%b","event":"message",'
-                b'"data":{"text":"%b","username":"%b"}%b}'
-                % (self.sent, self.room, TEXTS[self.sent % len(TEXTS)], self.user, key)
-            )
+                key = b"%036x" % getrandbits(144)
+            data = Message(TEXTS[self.sent % len(TEXTS)], self.user, self.sent).json()
+            triggers.append(trigger(self.room, self.sent, data, key=key))
         now = time.perf_counter()
         if self.plan.is_single:
             self._due.extend((now, 1) for _ in triggers)
-            for trigger in triggers:
-                self.send(trigger)
+            for command in triggers:
+                self.send(command)
         else:
             self._due.append((now, count))
             self.send(b"[" + b",".join(triggers) + b"]")
@@ -176,15 +144,10 @@ async def run(plan: Plan) -> Result:
     """Connect, publish for the planned time, wait for what is in flight, and return the result.
 
     Raises:
-        TimeoutError: Something was not answered within `SETTLE_SECONDS`.
+        TimeoutError: Something was not answered within `generator.SETTLE_SECONDS`.
     """
-    publishers: list[Publisher] = []
-    for index in range(plan.publishers):
-        publisher = Publisher(plan, index)
-        publishers.append(publisher)
-        async with asyncio.timeout(SETTLE_SECONDS):
-            await open_connection(publisher, plan.port)
-            await publisher.ready
+    publishers = [Publisher(plan, index) for index in range(plan.publishers)]
+    await open_all(publishers, plan.port)
     for publisher in publishers:
         publisher.publish(plan.in_flight)
     await asyncio.sleep(plan.warm_up_seconds)
@@ -197,9 +160,7 @@ async def run(plan: Plan) -> Result:
     for publisher in publishers:
         publisher.is_measured = False
         publisher.end()
-    async with asyncio.timeout(SETTLE_SECONDS):
-        while any(p.acked + p.wrong < p.sent for p in publishers):
-            await asyncio.sleep(0.01)
+    await until(lambda: all(p.acked + p.wrong >= p.sent for p in publishers))
     for publisher in publishers:
         publisher.close()
     latencies = sorted(item for publisher in publishers for item in publisher.latencies)
@@ -214,15 +175,5 @@ async def run(plan: Plan) -> Result:
     )
 
 
-def percentile(weighted: list[tuple[float, int]], share: float) -> float:
-    """Return the value below which *share* of the (value, count) pairs lie; they are sorted. 0 for none."""
-    wanted = share * sum(count for _, count in weighted)
-    for value, count in weighted:
-        wanted -= count
-        if wanted <= 0:
-            return value
-    return 0.0
-
-
 if __name__ == "__main__":
-    print(msgspec.json.encode(uvloop.run(run(msgspec.json.decode(sys.argv[1], type=Plan)))).decode())
+    main(Plan, run)
