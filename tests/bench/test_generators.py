@@ -37,7 +37,7 @@ async def test_a_sweep_counts_marks_wherever_reads_end(
     """Three messages count as three, cut at any byte of the second."""
     server, subscriber = pair
     subscribers = listeners.Subscribers([subscriber])
-    sweep = asyncio.create_task(subscribers.sweep())
+    sweep = asyncio.create_task(subscribers.sweep(lambda: None))
     data = frames(1, 2, 3)
     first = len(frames(1)) + cut
     for part in (data[:first], data[first:]):
@@ -75,11 +75,35 @@ async def test_lost_and_doubled_messages_are_seen(
     subscribers.selector.close()
     assert subscribers.wrong == wrong
     dialect = Dialect()
-    observer = listeners.Observer(dialect, [Publisher(dialect, index) for index in range(4)])
+    observer = listeners.Observer(
+        dialect, [Publisher(dialect, index) for index in range(4)], listeners.Subscribers([])
+    )
     observer.is_ended = True
     for number in numbers:
         observer.on_data(marked(3, number))
     assert observer.wrong == wrong
+
+
+async def test_publishers_wait_for_the_sweep() -> None:
+    """Who is measured is never the slow reading of who measures."""
+
+    class Noted(Publisher):
+        published = 0
+
+        def publish(self, count: int) -> None:
+            self.published += count
+
+    dialect = Dialect()
+    publisher = Noted(dialect, 0)
+    subscribers = listeners.Subscribers([])
+    observer = listeners.Observer(dialect, [publisher], subscribers)
+    for number in range(1, listeners.MOST_UNREAD + 4):
+        observer.on_data(marked(0, number))
+    assert publisher.published == listeners.MOST_UNREAD
+    subscribers.fewest = 3
+    observer.go_on()
+    assert publisher.published == listeners.MOST_UNREAD + 3
+    assert observer.wrong == 0
 
 
 def test_a_result_with_something_missing_is_refused() -> None:
