@@ -15,8 +15,13 @@ from .report import Figure
 from .scale import MOMENT
 from .scenarios import SCENARIOS
 
+LONGER = ("idle", "latency", "many_rooms", "resume_storm", "slow_readers", "soak")
+"""Several seconds each even for a moment: run by ``.ci/run``, and with the other slow tests."""
 
-@pytest.mark.parametrize("name", SCENARIOS)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONGER)) for name in SCENARIOS]
+)
 def test_a_scenario_runs(name: str) -> None:
     """All is acked, stored once and read in full (each scenario asserts it of itself); every ratio has two sides."""
     figures = SCENARIOS[name](MOMENT, os.environ.get(POSTGRES))
