@@ -1,9 +1,9 @@
 """The inbox: which rooms a user is a member of, how far each is read, and how many events are unread.
 
 A marker row is the membership: made by the first join, by the first stream or poll over HTTP, or by `add_member`, and
-kept whether the user is connected or not. Of the users that are online the markers are in memory, read by one query
-when the first connection of a user is told ``connected``; from then on nothing but this changes them, so counts are a
-subtraction.
+kept whether the user is connected or not. Of the users that are online the markers are in memory, read when the first
+connection of a user is told ``connected``, by one query for all who come just then; from then on nothing but this
+changes them, so counts are a subtraction.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..room_types import RoomType
 from ..storage.directory import Marker, Place
 from .access import Permission
 from .handles import Client, RoomHandle
+from .marker_reads import MarkerReads
 from .member_writes import MemberWrites
 from .unread_pushes import UnreadPushes
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 ROOMS_PER_INBOX = 10_000
 """Most rooms that joins bring into one inbox; a further join brings none, and is counted."""
-
-LOADS_AT_ONCE = 8
-"""How many users' markers are read at a time."""
 
 DEPARTED_USERS = 1_000
 """For how many users who have gone, or never had a connection, it is kept what they have joined until it is known what
@@ -99,7 +97,7 @@ class Inbox:
         self.watched: dict[str, WatchedRoom] = {}
         self.writes = MemberWrites(hub, written=self._on_written)
         self._pushes = UnreadPushes(hub, self)
-        self._load_slots = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._reads = MarkerReads(hub)
         self._loads = 0
         self._departed: dict[OnlineUser, None] = {}
         self._is_failing = False
@@ -121,6 +119,7 @@ class Inbox:
             if user.loading is not None:
                 user.loading.cancel()
             self._hub.metrics.members_dropped.inc(len(user.joined))
+        await self._reads.aclose()
         await self.writes.aclose(until=until)
 
     # -- who is online -------------------------------------------------------------------------------------------
@@ -172,11 +171,10 @@ class Inbox:
 
     async def _load(self, user: OnlineUser) -> None:
         """Read a user's markers, until that succeeds or the user has gone."""
-        hub, failures = self._hub, 0
+        failures = 0
         while not user.is_loaded:
             try:
-                async with self._load_slots:
-                    markers = await hub.store.directory.markers(user.user_id)
+                markers = await self._reads.read(user.user_id)
             except StoreUnavailable as error:
                 failures += 1
                 self._on_load_failed(user, error)
