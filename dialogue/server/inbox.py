@@ -1,9 +1,9 @@
 """The inbox: which rooms a user is a member of, how far each is read, and how many events are unread.
 
 A marker row is the membership: made by the first join, by the first stream or poll over HTTP, or by `add_member`, and
-kept whether the user is connected or not. Of the users that are online the markers are in memory, read by one query
-when the first connection of a user is told ``connected``; from then on nothing but this changes them, so counts are a
-subtraction.
+kept whether the user is connected or not. Of the users that are online the markers are in memory, read when the first
+connection of a user is told ``connected``, by one query for all who come just then; from then on nothing but this
+changes them, so counts are a subtraction.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..room_types import RoomType
 from ..storage.directory import Marker, Place
 from .access import Permission
 from .handles import Client, RoomHandle
+from .marker_reads import MarkerReads
 from .member_writes import MemberWrites
 from .unread_pushes import UnreadPushes
 
@@ -31,12 +32,30 @@ if TYPE_CHECKING:
 ROOMS_PER_INBOX = 10_000
 """Most rooms that joins bring into one inbox; a further join brings none, and is counted."""
 
-LOADS_AT_ONCE = 8
-"""How many users' markers are read at a time."""
-
 DEPARTED_USERS = 1_000
 """For how many users who have gone, or never had a connection, it is kept what they have joined until it is known what
 they were members of before."""
+
+
+class Arrival:
+    """What happens of a user until the markers of before are known; those may have been read before it or after.
+
+    Attributes:
+        joined: The rooms that were joined, with their ends then.
+        marked: The rooms that were marked, with where their markers stand since.
+        removed: The rooms that the user was removed from.
+        loading: Reads the markers; None for a user who has none, or whose read has failed for good.
+        attempt: Done when they are known, failed when a read fails that is done again.
+    """
+
+    __slots__ = ("attempt", "joined", "loading", "marked", "removed")
+
+    def __init__(self) -> None:
+        self.joined: dict[str, Place] = {}
+        self.marked: dict[str, Marker] = {}
+        self.removed: set[str] = set()
+        self.loading: asyncio.Task[None] | None = None
+        self.attempt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class OnlineUser:
@@ -45,34 +64,22 @@ class OnlineUser:
     Attributes:
         sessions: The connections, with what they may read of rooms that they are not in: by room, whether, and until
             when that is remembered, in seconds of the loop's clock.
-        places: Where the user's markers stand, by room; complete once *is_loaded*.
-        joined: The rooms that were joined before, with their ends then.
-        marked: The rooms that were marked before, with where their markers stand since.
-        removed: The rooms that the user was removed from before.
+        places: Where the user's markers stand, by room; complete without an *arrival*.
+        arrival: What is kept until the markers are known; None from then on.
     """
 
-    __slots__ = (
-        "attempt",
-        "is_loaded",
-        "joined",
-        "loading",
-        "marked",
-        "places",
-        "removed",
-        "sessions",
-        "user_id",
-    )
+    __slots__ = ("arrival", "places", "sessions", "user_id")
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
         self.sessions: dict[Session, dict[str, tuple[bool, float]]] = {}
         self.places: dict[str, Place] = {}
-        self.joined: dict[str, Place] = {}
-        self.marked: dict[str, Marker] = {}
-        self.removed: set[str] = set()
-        self.is_loaded = False
-        self.loading: asyncio.Task[None] | None = None
-        self.attempt: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.arrival: Arrival | None = Arrival()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the markers are known."""
+        return self.arrival is None
 
 
 class WatchedRoom:
@@ -99,7 +106,7 @@ class Inbox:
         self.watched: dict[str, WatchedRoom] = {}
         self.writes = MemberWrites(hub, written=self._on_written)
         self._pushes = UnreadPushes(hub, self)
-        self._load_slots = asyncio.Semaphore(LOADS_AT_ONCE)
+        self._reads = MarkerReads(hub)
         self._loads = 0
         self._departed: dict[OnlineUser, None] = {}
         self._is_failing = False
@@ -118,9 +125,11 @@ class Inbox:
         """Tell nothing more, and write what was joined, until loop time *until*. May be called twice."""
         await self._pushes.__aexit__()
         for user in list(self._online.values()):
-            if user.loading is not None:
-                user.loading.cancel()
-            self._hub.metrics.members_dropped.inc(len(user.joined))
+            if user.arrival is not None:
+                if user.arrival.loading is not None:
+                    user.arrival.loading.cancel()
+                self._hub.metrics.members_dropped.inc(len(user.arrival.joined))
+        await self._reads.aclose()
         await self.writes.aclose(until=until)
 
     # -- who is online -------------------------------------------------------------------------------------------
@@ -133,23 +142,27 @@ class Inbox:
         self._departed.pop(user, None)
         # What the old credentials allowed is asked again.
         user.sessions[session] = {}
-        if not user.is_loaded and user.loading is None and not is_anonymous(session.client):
+        if not is_anonymous(session.client):
             self._begin_load(user)
 
     def _begin_load(self, user: OnlineUser) -> None:
-        if user.attempt.done():
-            user.attempt = asyncio.get_running_loop().create_future()
+        """Have a user's markers read unless they are known or being read."""
+        arrival = user.arrival
+        if arrival is None or arrival.loading is not None:
+            return
+        if arrival.attempt.done():
+            arrival.attempt = asyncio.get_running_loop().create_future()
         self._loads += 1
-        user.loading = self._hub.spawn(self._load(user), name="dialogue-inbox-load")
+        arrival.loading = self._hub.spawn(self._load(user, arrival), name="dialogue-inbox-load")
         # Not in the task itself: one that is cancelled before its first step never comes to its end.
-        user.loading.add_done_callback(lambda _: self._on_load_ended(user))
+        arrival.loading.add_done_callback(lambda _: self._on_load_ended(arrival))
 
     def disconnected(self, session: Session) -> None:
         """Forget a connection that has ended, and with the last one what is kept of its user."""
         user = self._online.get(session.user_id)
         if user is None or user.sessions.pop(session, None) is None or user.sessions:
             return
-        if user.joined:
+        if user.arrival is not None and user.arrival.joined:
             self._keep_departed(user)
             return
         self._forget(user)
@@ -159,7 +172,8 @@ class Inbox:
         self._departed[user] = None
         if len(self._departed) > DEPARTED_USERS:
             oldest = next(iter(self._departed))
-            self._hub.metrics.members_dropped.inc(len(oldest.joined))
+            if oldest.arrival is not None:
+                self._hub.metrics.members_dropped.inc(len(oldest.arrival.joined))
             self._forget(oldest)
 
     def _forget(self, user: OnlineUser) -> None:
@@ -167,59 +181,55 @@ class Inbox:
         self._online.pop(user.user_id, None)
         for room_id in list(user.places):
             self._unset(user, room_id)
-        if user.loading is not None:
-            user.loading.cancel()
+        if user.arrival is not None and user.arrival.loading is not None:
+            user.arrival.loading.cancel()
 
-    async def _load(self, user: OnlineUser) -> None:
+    async def _load(self, user: OnlineUser, arrival: Arrival) -> None:
         """Read a user's markers, until that succeeds or the user has gone."""
-        hub, failures = self._hub, 0
+        failures = 0
         while not user.is_loaded:
             try:
-                async with self._load_slots:
-                    markers = await hub.store.directory.markers(user.user_id)
+                markers = await self._reads.read(user.user_id)
             except StoreUnavailable as error:
                 failures += 1
-                self._on_load_failed(user, error)
+                self._on_load_failed(arrival, error)
                 await self.writes.back_off(failures)
             else:
                 self._is_failing = False
-                self._on_loaded(user, markers)
+                self._on_loaded(user, arrival, markers)
 
-    def _on_load_ended(self, user: OnlineUser) -> None:
-        user.loading = None
-        user.attempt.cancel()
+    def _on_load_ended(self, arrival: Arrival) -> None:
+        arrival.loading = None
+        arrival.attempt.cancel()
         self._loads -= 1
         if not self._loads:
             self._meanwhile.clear()
 
-    def _on_load_failed(self, user: OnlineUser, error: StoreUnavailable) -> None:
+    def _on_load_failed(self, arrival: Arrival, error: StoreUnavailable) -> None:
         if not self._is_failing:
             self._is_failing = True
             self._hub.log.warning("unread markers cannot be read now; it is tried again: %s", error)
-        attempt, user.attempt = user.attempt, asyncio.get_running_loop().create_future()
+        attempt, arrival.attempt = arrival.attempt, asyncio.get_running_loop().create_future()
         attempt.set_exception(StoreUnavailable("unread counts cannot be read now", retry_after_seconds=1))
         attempt.exception()  # those who wait are told; nobody waiting is no reason for a warning
 
-    def _on_loaded(self, user: OnlineUser, markers: Sequence[Marker]) -> None:
+    def _on_loaded(self, user: OnlineUser, arrival: Arrival, markers: Sequence[Marker]) -> None:
         changed = []
         for marker in markers:
             room_id = marker.room_id
-            if room_id not in user.removed and not self.writes.is_removing(room_id, user.user_id):
+            if room_id not in arrival.removed and not self.writes.is_removing(room_id, user.user_id):
                 self._set(user, marker)
-                if room_id in user.marked:
-                    self._set(user, user.marked[room_id])
+                if room_id in arrival.marked:
+                    self._set(user, arrival.marked[room_id])
                 if room_id in self._meanwhile:
                     watched = self.watched[room_id]
                     watched.end = max(watched.end, self._meanwhile[room_id])
                     changed.append(room_id)
-        user.is_loaded = True
-        user.attempt.set_result(None)
+        user.arrival = None
+        arrival.attempt.set_result(None)
         for room_id, place in self.writes.waiting_of(user.user_id).items():
             self._set(user, Marker(room_id, user.user_id, *place, place.unread_position))
-        joined, user.joined = user.joined, {}
-        user.removed.clear()
-        user.marked.clear()
-        for room_id, place in joined.items():
+        for room_id, place in arrival.joined.items():
             self._become_member(user, room_id, place)
         self._pushes.tell(user, changed)
         if not user.sessions:
@@ -231,8 +241,8 @@ class Inbox:
         Raises:
             StoreUnavailable: They cannot be read now.
         """
-        while not user.is_loaded and user.loading is not None:
-            attempt = user.attempt
+        while user.arrival is not None and user.arrival.loading is not None:
+            attempt = user.arrival.attempt
             await asyncio.wait({attempt})
             if attempt.cancelled():
                 break
@@ -305,10 +315,12 @@ class Inbox:
     def _on_written(self, room_id: str, markers: Sequence[Marker]) -> None:
         for marker in markers:
             user = self._online.get(marker.user_id)
-            if user is not None and not user.is_loaded:
+            if user is None:
+                continue
+            if user.arrival is not None:
                 # The read that is under way may have begun before.
-                user.joined.setdefault(room_id, Place(marker.seq, marker.unread_position))
-            elif user is not None:
+                user.arrival.joined.setdefault(room_id, Place(marker.seq, marker.unread_position))
+            else:
                 is_new = room_id not in user.places
                 self._set(user, marker)
                 if is_new and self.count(user, room_id):
@@ -332,17 +344,16 @@ class Inbox:
         user = self._online.get(client.user_id)
         if user is None:
             user = self._online[client.user_id] = OnlineUser(client.user_id)
-        if not user.is_loaded and user.loading is None:
-            self._begin_load(user)
+        self._begin_load(user)
         self._join(user, handle.room_id, place)
         if not user.sessions and not user.is_loaded:
             self._keep_departed(user)
 
     def _join(self, user: OnlineUser, room_id: str, place: Place) -> None:
-        if user.is_loaded:
+        if user.arrival is None:
             self._become_member(user, room_id, place)
         else:
-            user.joined.setdefault(room_id, place)
+            user.arrival.joined.setdefault(room_id, place)
 
     def _become_member(self, user: OnlineUser, room_id: str, place: Place) -> None:
         """Make a user, whose markers are known, a member of a joined room."""
@@ -391,7 +402,8 @@ class Inbox:
         self.writes.forget(room_id, user_id)
         user = self._online.get(user_id)
         if user is not None:
-            user.joined.pop(room_id, None)
+            if user.arrival is not None:
+                user.arrival.joined.pop(room_id, None)
             self._unset(user, room_id)
         self._on_removed(user_id, room_id)
         self.forget_permission(user_id, room_id)
@@ -399,9 +411,9 @@ class Inbox:
     def _on_removed(self, user_id: str, room_id: str) -> None:
         """Look over a marker that is being read, or was read before it was removed."""
         user = self._online.get(user_id)
-        if user is not None and not user.is_loaded:
-            user.marked.pop(room_id, None)
-            user.removed.add(room_id)
+        if user is not None and user.arrival is not None:
+            user.arrival.marked.pop(room_id, None)
+            user.arrival.removed.add(room_id)
 
     async def remove_member(self, user_id: str, room_id: str) -> None:
         """Remove a user's marker, after `removed`.
@@ -428,10 +440,10 @@ class Inbox:
             self._unset(user, room_id)
             self.forget_permission(user.user_id, room_id)
         for user in self._online.values():
-            if not user.is_loaded:
-                user.joined.pop(room_id, None)
-                user.marked.pop(room_id, None)
-                user.removed.add(room_id)
+            if user.arrival is not None:
+                user.arrival.joined.pop(room_id, None)
+                user.arrival.marked.pop(room_id, None)
+                user.arrival.removed.add(room_id)
 
     def forget_user(self, user_id: str) -> None:
         """Forget what a user is a member of; the markers are for the directory to remove."""
@@ -439,13 +451,15 @@ class Inbox:
         user = self._online.get(user_id)
         if user is None:
             return
-        user.joined.clear()
+        arrival = user.arrival
+        if arrival is not None:
+            arrival.joined.clear()
         for room_id in list(user.places):
             self._unset(user, room_id)
-        if user.loading is not None:
-            user.loading.cancel()
+        if arrival is not None and arrival.loading is not None:
+            arrival.loading.cancel()
             # What is being read is gone with the answer.
-            self._on_loaded(user, ())
+            self._on_loaded(user, arrival, ())
 
     # -- counting ------------------------------------------------------------------------------------------------
 
@@ -603,9 +617,9 @@ class Inbox:
             return self.count(user, room_id)
         if marker is None:
             return None
-        if user is not None and room_id not in user.removed:
+        if user is not None and user.arrival is not None and room_id not in user.arrival.removed:
             # What is being read may be the marker of before.
-            user.marked[room_id] = marker
+            user.arrival.marked[room_id] = marker
         end = max(marker.last_unread_position, self._end(room_id).unread_position)
         return max(0, end - marker.unread_position)
 

@@ -1,4 +1,4 @@
-"""The memberships of the inbox on their way to the store: written behind, one call for all who wait for a room.
+"""The memberships of the inbox on their way to the store: written behind, one call for all who wait.
 
 A join must neither wait for its marker nor fail with it. What is written and removed of one room takes turns, so that
 no write that was begun before a removal brings the member back.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..errors import StoreUnavailable
@@ -23,7 +25,7 @@ MEMBERS_WAITING = 10_000
 """Most memberships that wait to be written, over all rooms; one more is not kept, and counted."""
 
 MEMBERS_PER_WRITE = 500
-"""Most users of a room that one call adds; appends take their turns between two of them."""
+"""Most memberships that one call adds; appends take their turns between two of them."""
 
 FIRST_RETRY_SECONDS = 0.05
 LONGEST_RETRY_SECONDS = 5.0
@@ -69,8 +71,8 @@ class MemberWrites:
         await asyncio.gather(task, return_exceptions=True)
         try:
             async with asyncio.timeout_at(until):
-                for room_id in list(self._waiting):
-                    await self.write(room_id)
+                while self._waiting:
+                    await self._write_some()
         except (TimeoutError, StoreUnavailable):
             self._dropped(self._waiting_members)
 
@@ -187,31 +189,78 @@ class MemberWrites:
             async with self.turns.take(room_id):
                 members = self._take(room_id)
                 if members:
-                    await self._add(room_id, members)
+                    await self._add({room_id: members})
 
-    async def _add(self, room_id: str, members: Members) -> None:
-        """Add users in the store, in their room's turn."""
+    async def _write_some(self) -> None:
+        """Write what waits for some of the rooms.
+
+        Raises:
+            StoreUnavailable: It is not known to be written; it still waits.
+        """
+        chosen = self._choose()
+        if chosen:
+            try:
+                await self._write_together(chosen)
+                return
+            except StoreUnavailable:
+                raise
+            except Exception:
+                # Something about one of them, perhaps: the others are not to be dropped with it.
+                self._hub.log.exception("memberships could not be written; each room is tried by itself")
+        for room_id in chosen or [next(iter(self._waiting))]:
+            try:
+                await self.write(room_id)
+            except StoreUnavailable:
+                raise
+            except Exception:
+                # Not the store's state but something about these: trying again would be for ever.
+                self._hub.log.exception("memberships could not be written (room %r)", room_id)
+                self._dropped(len(self._take(room_id)))
+
+    def _choose(self) -> list[str]:
+        """Return rooms that are written together, those that have waited longest; none if all are busy."""
+        chosen, count = list[str](), 0
+        for room_id, members in self._waiting.items():
+            # Only turns that are free: nobody is waited for while others wait for the turns that are taken already.
+            if self.turns.is_free(room_id):
+                if chosen and count + len(members) > MEMBERS_PER_WRITE:
+                    break
+                chosen.append(room_id)
+                count += len(members)
+        return chosen
+
+    async def _write_together(self, room_ids: Sequence[str]) -> None:
+        """Write what waits for rooms whose turns are free."""
+        async with AsyncExitStack() as turns:
+            for room_id in room_ids:
+                await turns.enter_async_context(self.turns.take(room_id))
+            await self._add({room_id: self._take(room_id) for room_id in room_ids})
+
+    async def _add(self, taken: dict[str, Members]) -> None:
+        """Add members in the store, in the turns of their rooms."""
         directory = self._hub.store.directory
-        self._in_flight[room_id] = members
+        self._in_flight.update(taken)
         try:
-            while members:
-                # A copy: users are taken out of the batch who are removed meanwhile.
-                part = dict(list(members.items())[:MEMBERS_PER_WRITE])
-                places = {user_id: place for user_id, place in part.items() if place is not None}
-                markers = await directory.add_member(room_id, list(part), places=places)
-                self._written(room_id, [marker for marker in markers if marker.user_id in members])
-                removed = [user_id for user_id in part if user_id not in members]
-                for user_id in part:
-                    members.pop(user_id, None)
-                for user_id in removed:
+            while part := _first(taken, MEMBERS_PER_WRITE):
+                added = await directory.add_members(part)
+                removed = []
+                for room_id, wanted in part.items():
+                    members = taken[room_id]
+                    self._written(room_id, [marker for marker in added[room_id] if marker.user_id in members])
+                    removed += [(room_id, user_id) for user_id in wanted if user_id not in members]
+                    for user_id in wanted:
+                        members.pop(user_id, None)
+                for room_id, user_id in removed:
                     # The room was deleted, or the user forgotten, while the marker was being made.
                     await directory.remove_member(room_id, user_id)
         except BaseException:
-            if members:
-                self._wait(room_id, members)
+            for room_id, members in taken.items():
+                if members:
+                    self._wait(room_id, members)
             raise
         finally:
-            del self._in_flight[room_id]
+            for room_id in taken:
+                del self._in_flight[room_id]
 
     async def _run(self) -> None:
         hub, failures = self._hub, 0
@@ -219,19 +268,14 @@ class MemberWrites:
             await self._arrived.wait()
             self._arrived.clear()
             while self._waiting:
-                room_id = next(iter(self._waiting))
                 try:
-                    await self.write(room_id)
+                    await self._write_some()
                     failures = 0
                 except StoreUnavailable as error:
                     if not failures:
                         hub.log.warning("memberships cannot be written now and are tried again: %s", error)
                     failures += 1
                     await self.back_off(failures)
-                except Exception:
-                    # Not the store's state but something about these: trying again would be for ever.
-                    hub.log.exception("memberships could not be written (room %r)", room_id)
-                    self._dropped(len(self._take(room_id)))
 
     async def back_off(self, failures: int) -> None:
         """Wait before the store is asked again, after so many failures in a row."""
@@ -243,3 +287,14 @@ class MemberWrites:
 
     def _dropped(self, members: int) -> None:
         self._hub.metrics.members_dropped.inc(members)
+
+
+def _first(taken: dict[str, Members], limit: int) -> dict[str, Members]:
+    """Return the first *limit* members, in dicts that stay as they are when somebody is removed."""
+    part: dict[str, Members] = {}
+    left = limit
+    for room_id, members in taken.items():
+        if members and left:
+            part[room_id] = dict(islice(members.items(), left))
+            left -= len(part[room_id])
+    return part

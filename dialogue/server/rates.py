@@ -25,20 +25,41 @@ def spend(now: float, *buckets: TokenBucket) -> None:
 
 
 class Rates:
-    """The buckets of one connection or user.
+    """The buckets of one connection, each made when it is first asked for: an idle one has none.
 
-    Attributes:
-        triggers: What brings an event into a room: triggers, edits, deletions.
-        joins: Joining rooms.
-        reads: History, rooms, presence, unread.
+    Args:
+        now: Since when they are full.
     """
 
-    __slots__ = ("joins", "reads", "triggers")
+    __slots__ = ("_joins", "_limits", "_now", "_reads", "_triggers")
 
-    def __init__(self, triggers: TokenBucket, joins: TokenBucket, reads: TokenBucket) -> None:
-        self.triggers = triggers
-        self.joins = joins
-        self.reads = reads
+    def __init__(self, limits: Limits, *, now: float) -> None:
+        self._limits = limits
+        self._now = now
+        self._triggers: TokenBucket | None = None
+        self._joins: TokenBucket | None = None
+        self._reads: TokenBucket | None = None
+
+    @property
+    def triggers(self) -> TokenBucket:
+        """What brings an event into a room: triggers, edits, deletions."""
+        if self._triggers is None:
+            self._triggers = self._new_triggers()
+        return self._triggers
+
+    @property
+    def joins(self) -> TokenBucket:
+        """Joining rooms."""
+        if self._joins is None:
+            self._joins = self._new_joins()
+        return self._joins
+
+    @property
+    def reads(self) -> TokenBucket:
+        """History, rooms, presence, unread."""
+        if self._reads is None:
+            self._reads = self._new_reads()
+        return self._reads
 
     def spend_trigger(self, now: float) -> None:
         """Take a token for a trigger; `spend`, and quicker.
@@ -46,36 +67,53 @@ class Rates:
         Raises:
             RateLimited: There is none.
         """
-        if not self.triggers.take(now=now):
-            spend(now, self.triggers)
+        bucket = self._triggers or self.triggers
+        if not bucket.take(now=now):
+            spend(now, bucket)
+
+    def _new_triggers(self) -> TokenBucket:
+        return TokenBucket(self._limits.triggers_burst, self._limits.triggers_per_second, now=self._now)
+
+    def _new_joins(self) -> TokenBucket:
+        return TokenBucket(self._limits.joins_burst, self._limits.joins_per_second, now=self._now)
+
+    def _new_reads(self) -> TokenBucket:
+        return TokenBucket(self._limits.reads_burst, self._limits.reads_per_second, now=self._now)
 
 
 class RatesOfUser(Rates):
-    """The buckets of one user.
+    """The buckets of one user, over all connections and requests."""
 
-    Attributes:
-        room_changes: Making and deleting rooms, of which everyone is told.
-    """
-
-    __slots__ = ("room_changes",)
+    __slots__ = ("_room_changes",)
 
     def __init__(self, limits: Limits, *, now: float) -> None:
-        super().__init__(
-            TokenBucket(limits.user_triggers_burst, limits.user_triggers_per_second, now=now),
-            TokenBucket(limits.user_joins_burst, limits.user_joins_per_second, now=now),
-            TokenBucket(limits.user_reads_burst, limits.user_reads_per_second, now=now),
-        )
-        changes = limits.user_room_changes_per_minute
-        self.room_changes = TokenBucket(changes, changes / 60, now=now)
+        super().__init__(limits, now=now)
+        self._room_changes: TokenBucket | None = None
+
+    @property
+    def room_changes(self) -> TokenBucket:
+        """Making and deleting rooms, of which everyone is told."""
+        if self._room_changes is None:
+            changes = self._limits.user_room_changes_per_minute
+            self._room_changes = TokenBucket(changes, changes / 60, now=self._now)
+        return self._room_changes
+
+    def _new_triggers(self) -> TokenBucket:
+        limits = self._limits
+        return TokenBucket(limits.user_triggers_burst, limits.user_triggers_per_second, now=self._now)
+
+    def _new_joins(self) -> TokenBucket:
+        limits = self._limits
+        return TokenBucket(limits.user_joins_burst, limits.user_joins_per_second, now=self._now)
+
+    def _new_reads(self) -> TokenBucket:
+        limits = self._limits
+        return TokenBucket(limits.user_reads_burst, limits.user_reads_per_second, now=self._now)
 
 
 def connection_rates(limits: Limits, *, now: float) -> Rates:
     """Return the buckets of a new connection."""
-    return Rates(
-        TokenBucket(limits.triggers_burst, limits.triggers_per_second, now=now),
-        TokenBucket(limits.joins_burst, limits.joins_per_second, now=now),
-        TokenBucket(limits.reads_burst, limits.reads_per_second, now=now),
-    )
+    return Rates(limits, now=now)
 
 
 class UserRates:

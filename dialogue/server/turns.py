@@ -17,6 +17,10 @@ class Turns:
         """How many rooms somebody has, or waits for, the turn in."""
         return len(self._locks)
 
+    def is_free(self, room_id: str) -> bool:
+        """Whether nobody has, or waits for, the turn in a room: who takes it in this same step does not wait."""
+        return room_id not in self._locks
+
     @asynccontextmanager
     async def take(self, room_id: str) -> AsyncIterator[None]:
         """Wait until nobody else has the turn in a room, and keep it until left."""

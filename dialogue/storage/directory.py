@@ -12,6 +12,7 @@ of any length, none of them with U+0000: whoever calls has seen to it.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -19,6 +20,9 @@ from typing import NamedTuple
 import msgspec
 
 from ..events import CHANGES
+
+CALLS_AT_ONCE = 8
+"""How many users `Directory.markers_of` asks for at a time, where a directory has nothing better."""
 
 
 class RoomRecord(msgspec.Struct, frozen=True):
@@ -167,6 +171,27 @@ class Directory(ABC):
             StoreUnavailable: They are not known to be members.
         """
 
+    async def add_members(self, rooms: Mapping[str, Mapping[str, Place | None]]) -> dict[str, list[Marker]]:
+        """Make users members of several rooms, as `add_member` does of one.
+
+        Each room is changed whole or not at all; a directory that can changes all of them together. Here one follows
+        the other.
+
+        Args:
+            rooms: By room, its users with where the marker is to stand; None for the room's present end.
+
+        Returns:
+            The present markers of the users of each room, in their order.
+
+        Raises:
+            StoreUnavailable: Some of them are not known to be members.
+        """
+        added = {}
+        for room_id, members in rooms.items():
+            places = {user_id: place for user_id, place in members.items() if place is not None}
+            added[room_id] = await self.add_member(room_id, list(members), places=places)
+        return added
+
     @abstractmethod
     async def remove_member(self, room_id: str, user_id: str) -> bool:
         """Forget a user's marker in a room; return whether there was one.
@@ -200,6 +225,34 @@ class Directory(ABC):
         Raises:
             StoreUnavailable: They cannot be read.
         """
+
+    async def markers_of(self, user_ids: Collection[str], *, limit: int) -> dict[str, list[Marker]]:
+        """Return all markers of each of several users, as `markers` does of one.
+
+        The markers of a user always come whole. There is at least one user in the answer; those who are not would have
+        made it longer than *limit* and have to be asked for again. Here a few users at a time are asked for, so that it
+        becomes longer than that by no more than what these have.
+
+        Args:
+            user_ids: At least one.
+            limit: Markers that are enough; at least 1.
+
+        Raises:
+            StoreUnavailable: They cannot be read.
+        """
+        found: dict[str, list[Marker]] = {}
+        wanted = list(dict.fromkeys(user_ids))
+        for start in range(0, len(wanted), CALLS_AT_ONCE):
+            part = wanted[start : start + CALLS_AT_ONCE]
+            # All of them are waited for, so that no call goes on after this one has failed.
+            answers = await asyncio.gather(*map(self.markers, part), return_exceptions=True)
+            for user_id, answer in zip(part, answers, strict=True):
+                if isinstance(answer, BaseException):
+                    raise answer
+                found[user_id] = answer
+            if sum(map(len, found.values())) >= limit:
+                break
+        return found
 
     @abstractmethod
     async def mark_read(

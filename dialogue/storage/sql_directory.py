@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Row, Select, delete, func, select, update
+from sqlalchemy import Connection, Row, delete, select, update
 
-from .directory import Directory, Marker, Place, RoomRecord, SessionRecord, StoredPlace, read_position
-from .statements import chunks
-from .tables import created_rooms, events, markers, rooms, sessions, upsert
+from . import marker_statements
+from .directory import Directory, Marker, Place, RoomRecord, SessionRecord
+from .tables import created_rooms, markers, sessions, upsert
 
 T = TypeVar("T")
 
@@ -20,9 +20,6 @@ ROWS_PER_READ = 500
 
 ROWS_PER_REMOVAL = 1_000
 """Sessions that one transaction removes; appends take their turns between two of them."""
-
-IDS_PER_READ = 256
-"""Most ids that one statement looks up, below the 999 variables of the oldest SQLite builds."""
 
 _decode_ids = msgspec.json.Decoder(tuple[str, ...]).decode
 
@@ -81,15 +78,33 @@ class SQLDirectory(Directory):
         self, room_id: str, user_ids: Sequence[str], *, places: Mapping[str, Place] | None = None
     ) -> list[Marker]:
         """Make users members of a room; see `Directory.add_member`."""
-        wanted = tuple(user_ids)
-        if not wanted:
+        if not user_ids:
             return []
+        places = places or {}
+        members = {user_id: places.get(user_id) for user_id in user_ids}
+        added = await self.add_members({room_id: members})
+        found = dict(zip(members, added[room_id], strict=True))
+        return [found[user_id] for user_id in user_ids]
+
+    async def add_members(self, rooms: Mapping[str, Mapping[str, Place | None]]) -> dict[str, list[Marker]]:
+        """Make users members of several rooms, in one transaction; see `Directory.add_members`."""
+        wanted = {
+            (room_id, user_id): place
+            for room_id, members in rooms.items()
+            for user_id, place in members.items()
+        }
         # Most who join are members already, and a read keeps no append waiting.
-        found = await self._read(lambda connection: _markers_in(connection, room_id, wanted))
-        if found.keys() != set(wanted):
-            at = dict(places or {})
-            found = await self._change(lambda connection: _add(connection, room_id, wanted, at))
-        return [found[user_id] for user_id in wanted]
+        found = await self._read(lambda connection: marker_statements.find(connection, list(wanted)))
+        missing: dict[str, dict[str, Place | None]] = {}
+        for (room_id, user_id), place in wanted.items():
+            if (room_id, user_id) not in found:
+                missing.setdefault(room_id, {})[user_id] = place
+        if missing:
+            found |= await self._change(lambda connection: marker_statements.add(connection, missing))
+        added: dict[str, list[Marker]] = {room_id: [] for room_id in rooms}
+        for room_id, user_id in wanted:
+            added[room_id].append(found[room_id, user_id])
+        return added
 
     async def remove_member(self, room_id: str, user_id: str) -> bool:
         """Forget a marker; see `Directory.remove_member`."""
@@ -108,21 +123,24 @@ class SQLDirectory(Directory):
 
     async def markers(self, user_id: str, room_ids: Collection[str] | None = None) -> list[Marker]:
         """Return a user's markers; see `Directory.markers`. One statement, however many rooms there are."""
-        statement = _markers().where(markers.c.user_id == user_id).order_by(markers.c.room_id)
         wanted = None if room_ids is None else frozenset(room_ids)
         if wanted is not None and not wanted:
             return []
-        if wanted is not None and len(wanted) <= IDS_PER_READ:
-            statement = statement.where(markers.c.room_id.in_(sorted(wanted)))
-        rows = await self._read(lambda connection: connection.execute(statement).all())
-        return [Marker(*row) for row in rows if wanted is None or row.room_id in wanted]
+        return await self._read(lambda connection: marker_statements.of_user(connection, user_id, wanted))
+
+    async def markers_of(self, user_ids: Collection[str], *, limit: int) -> dict[str, list[Marker]]:
+        """Return several users' markers; see `Directory.markers_of`. One statement for each 256 of them."""
+        wanted = frozenset(user_ids)
+        return await self._read(lambda connection: marker_statements.of_users(connection, wanted, limit))
 
     async def mark_read(
         self, room_id: str, user_id: str, seq: int, *, uncounted: Collection[str]
     ) -> Marker | None:
         """Move a marker forward; see `Directory.mark_read`."""
         names = frozenset(uncounted)
-        return await self._change(lambda connection: _mark(connection, room_id, user_id, seq, names))
+        return await self._change(
+            lambda connection: marker_statements.mark(connection, room_id, user_id, seq, names)
+        )
 
     async def save_sessions(self, records: Sequence[SessionRecord]) -> None:
         """Keep sessions; see `Directory.save_sessions`."""
@@ -179,27 +197,6 @@ def _is_marker(room_id: str, user_id: str) -> Any:
     return (markers.c.room_id == room_id) & (markers.c.user_id == user_id)
 
 
-def _markers() -> Select[Any]:
-    """Return the SELECT of markers with the present ends of their rooms.
-
-    A subquery for each marker, and no join: a planner that joins may begin with the rooms, all of which it then reads.
-    A room without events has no row.
-    """
-    end = (
-        select(rooms.c.last_unread_position)
-        .where(rooms.c.room_id == markers.c.room_id)
-        .correlate(markers)
-        .scalar_subquery()
-    )
-    return select(
-        markers.c.room_id,
-        markers.c.user_id,
-        markers.c.seq,
-        markers.c.unread_position,
-        func.coalesce(end, 0).label("last_unread_position"),
-    )
-
-
 def _rooms_above(connection: Connection, after: str | None) -> Sequence[Row[Any]]:
     statement = select(created_rooms).order_by(created_rooms.c.room_id).limit(ROWS_PER_READ)
     if after is not None:
@@ -210,65 +207,3 @@ def _rooms_above(connection: Connection, after: str | None) -> Sequence[Row[Any]
 def _save(connection: Connection, table: Any, rows: list[dict[str, Any]]) -> None:
     changed = tuple(column.name for column in table.columns if not column.primary_key)
     connection.execute(upsert(connection.dialect, table, update=changed), rows)
-
-
-def _end(connection: Connection, room_id: str) -> tuple[int, int]:
-    """Return a room's newest seq, and its number of counting events."""
-    row = connection.execute(
-        select(rooms.c.last_seq, rooms.c.last_unread_position).where(rooms.c.room_id == room_id)
-    ).one_or_none()
-    return (0, 0) if row is None else (row.last_seq, row.last_unread_position)
-
-
-def _markers_in(connection: Connection, room_id: str, user_ids: Sequence[str]) -> dict[str, Marker]:
-    """Return the markers of some users in a room, by user."""
-    found: dict[str, Marker] = {}
-    for chunk in chunks(user_ids, IDS_PER_READ):
-        statement = _markers().where(markers.c.room_id == room_id, markers.c.user_id.in_(chunk))
-        found.update((row.user_id, Marker(*row)) for row in connection.execute(statement))
-    return found
-
-
-def _add(
-    connection: Connection, room_id: str, user_ids: Sequence[str], places: Mapping[str, Place]
-) -> dict[str, Marker]:
-    """Make the markers that are missing; return all of them."""
-    end = Place(*_end(connection, room_id))
-    connection.execute(
-        upsert(connection.dialect, markers),
-        [
-            {"room_id": room_id, "user_id": user_id, **places.get(user_id, end)._asdict()}
-            for user_id in user_ids
-        ],
-    )
-    return _markers_in(connection, room_id, user_ids)
-
-
-def _mark(
-    connection: Connection, room_id: str, user_id: str, seq: int, uncounted: Collection[str]
-) -> Marker | None:
-    row = connection.execute(_markers().where(_is_marker(room_id, user_id))).one_or_none()
-    if row is None:
-        return None
-    marker = Marker(*row)
-    last_seq, last = _end(connection, room_id)
-    through = min(seq, last_seq)
-    if through <= marker.seq:
-        return marker
-    position = last
-    if through < last_seq:
-        found = connection.execute(
-            select(events.c.seq, events.c.event_name, events.c.unread_position)
-            .where(events.c.room_id == room_id, events.c.seq >= through)
-            .order_by(events.c.seq)
-            .limit(1)
-        ).one_or_none()
-        place = None if found is None else StoredPlace(*found)
-        position = read_position(through, place, last_unread_position=last, uncounted=uncounted)
-    moved = marker._replace(seq=through, unread_position=max(marker.unread_position, position))
-    connection.execute(
-        update(markers)
-        .where(_is_marker(room_id, user_id))
-        .values(seq=moved.seq, unread_position=moved.unread_position)
-    )
-    return moved

@@ -241,6 +241,40 @@ class DirectoryContract:
         assert made == [[Marker("general", "ann", 1, 1, 1)]] * 20
         assert await store.directory.members("general", limit=10) == ["ann"]
 
+    async def test_members_of_many_rooms_are_made_at_once(self, store: Store) -> None:
+        """Each as by itself: at the room's end or where it is told, and a marker that is there stays as it is."""
+        assert await store.directory.add_members({}) == {}
+        await publish(store, "message", "reaction", "message")
+        await store.directory.add_member("other", ["ann"])
+        await publish(store, "message", room_id="other")
+        added = await store.directory.add_members(
+            {
+                "other": {"bob": None, "ann": None, "eve": Place(0, 0)},
+                "new": {"ann": None},
+                "general": {"bob": Place(1, 1), "ann": None},
+                "nobody's": {},
+            }
+        )
+        assert added == {
+            "other": [
+                Marker("other", "bob", 1, 1, 1),
+                Marker("other", "ann", 0, 0, 1),
+                Marker("other", "eve", 0, 0, 1),
+            ],
+            "new": [Marker("new", "ann", 0, 0, 0)],
+            "general": [Marker("general", "bob", 1, 1, 2), Marker("general", "ann", 3, 2, 2)],
+            "nobody's": [],
+        }
+        again = await store.directory.add_members({"general": {"ann": Place(0, 0)}, "new": {"ann": None}})
+        assert again == {"general": added["general"][1:], "new": added["new"]}
+        assert await store.directory.members("nobody's", limit=10) == []
+        many = {f"room{n}": {f"user{k}": Place(0, 0) for k in range(n % 4)} for n in range(400)}
+        made = await store.directory.add_members(many)
+        assert {room_id: [marker.user_id for marker in made[room_id]] for room_id in made} == {
+            room_id: list(many[room_id]) for room_id in many
+        }
+        assert len(await store.directory.markers("user2")) == 100
+
     # Unread counts
 
     async def test_a_users_markers_come_at_once(self, store: Store) -> None:
@@ -260,6 +294,47 @@ class DirectoryContract:
         assert await store.directory.markers("nobody") == []
         many = [f"room{n}" for n in range(2_000)]
         assert await store.directory.markers("ann", {*many, "a"}) == found[:1]
+
+    async def test_the_markers_of_several_users_come_at_once(self, store: Store) -> None:
+        """For each what `Directory.markers` has, also for who has none, and however often one is named."""
+        for name in ("c", "a", "b"):
+            await store.directory.add_member(name, ["bob", "ann", "é", "eve"])
+        await store.directory.remove_member("b", "bob")
+        await publish(store, "message", "reaction", "message", room_id="c")
+        users = ["nobody", "é", "ann", "bob", "ann", "\uffff", "😀"]
+        found = await store.directory.markers_of(users, limit=1_000)
+        assert found == {user_id: await store.directory.markers(user_id) for user_id in users}
+        assert [marker.room_id for marker in found["bob"]] == ["a", "c"]
+        assert [marker.unread for marker in found["é"]] == [0, 0, 2]
+        assert await store.directory.markers_of({"nobody"}, limit=1) == {"nobody": []}
+
+    async def test_the_markers_of_more_users_than_a_statement_takes(self, store: Store) -> None:
+        """Each has exactly its own."""
+        users = [f"user{n:03}" for n in range(600)]
+        await store.directory.add_member("general", users[::2])
+        await store.directory.add_member("other", users[::3])
+        found = await store.directory.markers_of(users, limit=10_000)
+        assert {user_id: [marker.room_id for marker in found[user_id]] for user_id in users} == {
+            user_id: ["general"] * (n % 2 == 0) + ["other"] * (n % 3 == 0) for n, user_id in enumerate(users)
+        }
+        assert all(marker.user_id == user_id for user_id in users for marker in found[user_id])
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 7, 20, 59, 60, 61])
+    async def test_what_is_beyond_the_limit_is_asked_for_again(self, store: Store, limit: int) -> None:
+        """A user's markers come whole, of at least one user, and of all when those who are left out are asked for."""
+        users = [f"user{n:02}" for n in range(20)]
+        for n in range(6):
+            await store.directory.add_member(f"room{n}", [user for k, user in enumerate(users) if k % 7 > n])
+        found: dict[str, list[Marker]] = {}
+        while left := [user_id for user_id in [*users, "nobody"] if user_id not in found]:
+            part = await store.directory.markers_of(left, limit=limit)
+            assert part
+            assert part.keys() <= set(left)
+            found |= part
+        assert {user_id: len(found[user_id]) for user_id in users} == {
+            user_id: k % 7 for k, user_id in enumerate(users)
+        }
+        assert found == {user_id: await store.directory.markers(user_id) for user_id in found}
 
     async def test_a_marker_moves_forward_only(self, store: Store) -> None:
         """An earlier seq changes nothing, one beyond the end is the end; nobody else's marker moves."""

@@ -195,6 +195,9 @@ class FaultyDirectory(Directory):
     ) -> list[Marker]:
         return await self._change().add_member(room_id, user_ids, places=places)
 
+    async def add_members(self, rooms: Mapping[str, Mapping[str, Place | None]]) -> dict[str, list[Marker]]:
+        return await self._change().add_members(rooms)
+
     async def remove_member(self, room_id: str, user_id: str) -> bool:
         return await self._change().remove_member(room_id, user_id)
 
@@ -203,6 +206,9 @@ class FaultyDirectory(Directory):
 
     async def markers(self, user_id: str, room_ids: Collection[str] | None = None) -> list[Marker]:
         return await self._read().markers(user_id, room_ids)
+
+    async def markers_of(self, user_ids: Collection[str], *, limit: int) -> dict[str, list[Marker]]:
+        return await self._read().markers_of(user_ids, limit=limit)
 
     async def mark_read(
         self, room_id: str, user_id: str, seq: int, *, uncounted: Collection[str]

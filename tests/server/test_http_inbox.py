@@ -11,11 +11,11 @@ import pytest
 
 from dialogue import Client, Dialogue, History, JoinDenied, RoomConfig, SQLStore, define_event
 from dialogue.config import DirectRoom
-from dialogue.server.inbox import LOADS_AT_ONCE
 
 from .harness import eventually, message, rooms, serve, wire
 from .streaming import open_stream
 from .test_http import bearer, code, requests, with_users
+from .test_inbox_races import HeldDirectory
 
 
 async def test_unread_counts_and_marks_are_those_of_the_socket() -> None:
@@ -251,7 +251,8 @@ async def test_who_has_a_stream_may_mark(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_an_inbox_is_bounded_for_who_reads_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for joins: a further room does not get into it, and is counted; so is who waits when too many do."""
     monkeypatch.setattr("dialogue.server.inbox.ROOMS_PER_INBOX", 2)
-    dialogue = Dialogue(rooms())
+    store = HeldDirectory()
+    dialogue = Dialogue(rooms(), store=store)
     async with serve(dialogue) as address, at(address) as http:
         for n in range(3):
             await http.get(f"/rooms/dm:x:{n}/events?wait_seconds=0&user_id=ann")
@@ -260,13 +261,11 @@ async def test_an_inbox_is_bounded_for_who_reads_from_outside(monkeypatch: pytes
 
         monkeypatch.setattr("dialogue.server.inbox.DEPARTED_USERS", 2)
         inbox = dialogue.hub().inbox
-        for _ in range(LOADS_AT_ONCE):  # so nobody's markers are read
-            await inbox._load_slots.acquire()
+        store.hold_call("markers_of")
         for n in range(3):
             await http.get(f"/rooms/general/events?wait_seconds=0&user_id=user{n}")
         assert (len(inbox._online), len(inbox._departed), dropped(dialogue)) == (2, 2, 2)
-        for _ in range(LOADS_AT_ONCE):
-            inbox._load_slots.release()
+        store.let_go("markers_of")
         await eventually(lambda: not inbox._online)
         await eventually(lambda: not inbox._loads)
         assert await dialogue.room("general").members() == ["user1", "user2"]
@@ -274,20 +273,19 @@ async def test_an_inbox_is_bounded_for_who_reads_from_outside(monkeypatch: pytes
 
 async def test_who_is_removed_while_the_inbox_is_read_is_no_member() -> None:
     """Nor is one whose room is deleted; who connects meanwhile has what was read before."""
-    dialogue = Dialogue(rooms(), client_rooms=RoomConfig(events=[message]))
+    store = HeldDirectory()
+    dialogue = Dialogue(rooms(), store=store, client_rooms=RoomConfig(events=[message]))
     async with serve(dialogue) as address, at(address) as http:
         await dialogue.create_room("made", name="Made")
         inbox = dialogue.hub().inbox
-        for _ in range(LOADS_AT_ONCE):
-            await inbox._load_slots.acquire()
+        store.hold_call("markers_of")
         for room in ("general", "made", "other"):
             await http.get(f"/rooms/{room}/events?wait_seconds=0&user_id=ann")
         await dialogue.remove_from_room("ann", "general")
         await dialogue.delete_room("made")
         async with wire(address, "ann") as ann:
             assert not inbox._departed
-            for _ in range(LOADS_AT_ONCE):
-                inbox._load_slots.release()
+            store.let_go("markers_of")
             assert (await ann.ask("unread"))["unread"] == {"other": 0}
             await dialogue.trigger("other", message, 1)
             await ann.until(

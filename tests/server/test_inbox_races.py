@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dialogue import Dialogue, MemoryStore
+from dialogue.storage.directory import Place
 from dialogue.testing import FaultyStore
 
 from .harness import Refused, eventually, serve, wire
@@ -69,15 +70,15 @@ async def test_who_comes_while_the_removal_is_being_written_is_no_member(is_read
         await dialogue.add_member("other", "alice")
         store.hold_call("remove_member")
         if is_read_late:
-            store.hold_call("markers", is_done_first=True)
+            store.hold_call("markers_of", is_done_first=True)
         removal = asyncio.create_task(dialogue.remove_from_room("alice", "general"))
         await store.until_reached("remove_member")
         async with wire(address) as client:
             if is_read_late:
-                await store.until_reached("markers")
+                await store.until_reached("markers_of")
                 store.let_go("remove_member")
                 await removal
-                store.let_go("markers")
+                store.let_go("markers_of")
                 assert await unread(client) == {"other": 0}
             else:
                 assert await unread(client) == {"other": 0}
@@ -138,12 +139,12 @@ async def test_a_mark_is_known_to_who_comes_while_the_markers_are_being_read() -
         store.hold_call("mark_read")
         marking = asyncio.create_task(dialogue.mark_read("alice", "general", 1))
         await store.until_reached("mark_read")
-        store.hold_call("markers", is_done_first=True)
+        store.hold_call("markers_of", is_done_first=True)
         async with wire(address) as client:
-            await store.until_reached("markers")
+            await store.until_reached("markers_of")
             store.let_go("mark_read")
             assert await marking == 0
-            store.let_go("markers")
+            store.let_go("markers_of")
             assert await unread(client) == {"general": 0}
 
 
@@ -201,13 +202,113 @@ async def test_markers_are_read_again_after_a_failure_that_nobody_foresaw(
     dialogue = chat(store)
     async with serve(dialogue) as address:
         await dialogue.add_member("other", "alice")
-        store.hold_call("markers")
+        store.hold_call("markers_of")
         store.fail_next = RuntimeError("a fault")
         async with wire(address) as first:
             await joined(first, "general")
-            store.let_go("markers")
+            store.let_go("markers_of")
             await eventually(lambda: "a fault" in caplog.text)
             async with wire(address) as second:
                 assert await unread(second) == {"general": 0, "other": 0}
                 assert await unread(first) == {"general": 0, "other": 0}
                 assert await agree(dialogue) == {"general": 0, "other": 0}
+
+
+async def test_a_room_that_cannot_be_written_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a directory raises against its contract for one: its memberships are dropped, and counted."""
+    store = FaultyStore(MemoryStore())
+    add_members, calls = store.directory.add_members, list[list[str]]()
+
+    async def refuses(rooms: Any) -> Any:
+        calls.append(list(rooms))
+        if "topic:1" in rooms:
+            raise ZeroDivisionError("not this one")
+        return await add_members(rooms)
+
+    store.directory.add_members = refuses  # type: ignore[method-assign]
+    dialogue = chat(store)
+    async with serve(dialogue) as address, wire(address) as client:
+        assert await unread(client) == {}
+        names = [f"topic:{n}" for n in range(3)]
+        inbox, (session,) = dialogue.hub().inbox, dialogue.hub().connections.of("alice")
+        for name in names:
+            inbox.joined(session, dialogue.room(name), Place(0, 0))
+        await eventually(lambda: not inbox.writes.waiting_of("alice"))
+        assert calls == [names, *([name] for name in names)]
+        assert [marker.room_id for marker in await store.directory.markers("alice")] == ["topic:0", "topic:2"]
+        assert "dialogue_members_dropped_total 1.0" in dialogue.metrics.render().decode()
+        assert caplog.text.count("ZeroDivisionError: not this one") == 2
+
+
+async def test_memberships_are_written_in_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several rooms, of one with more than a part has, and at the stop."""
+    monkeypatch.setattr("dialogue.server.member_writes.MEMBERS_PER_WRITE", 5)
+    store = FaultyStore(MemoryStore())
+    add_members, calls = store.directory.add_members, list[int]()
+
+    async def counted(rooms: Any) -> Any:
+        calls.append(sum(map(len, rooms.values())))
+        return await add_members(rooms)
+
+    store.directory.add_members = counted  # type: ignore[method-assign]
+    dialogue = chat(store)
+    async with dialogue.lifespan():
+        writes = dialogue.hub().inbox.writes
+
+        def put_all() -> None:
+            for n in range(12):
+                writes.put("general", f"user{n}", Place(0, 0))
+                writes.put(f"topic:{n}", "alice", Place(0, 0))
+
+        put_all()
+        await eventually(lambda: not writes._waiting and not writes._in_flight)
+        assert calls == [5, 5, 2, 5, 5, 2]
+        assert len(await store.directory.markers("alice")) == 12
+        await store.directory.forget_user("alice")
+        calls.clear()
+        put_all()
+        await writes.aclose(until=None)
+        assert calls == [5, 5, 2, 5, 5, 2]
+        assert len(await store.directory.markers("alice")) == 12
+        assert len(await store.directory.members("general", limit=20)) == 12
+
+
+async def test_a_room_whose_members_are_being_removed_keeps_no_other_waiting() -> None:
+    """Its turn comes; who has joined the other rooms is written before."""
+    store = HeldDirectory()
+    dialogue = chat(store)
+    async with dialogue.lifespan():
+        writes = dialogue.hub().inbox.writes
+        store.hold_call("remove_member")
+        removal = asyncio.create_task(writes.remove("general", "bob"))
+        await store.until_reached("remove_member")
+        writes.put("general", "alice", Place(0, 0))
+        writes.put("other", "alice", Place(0, 0))
+        await eventually(lambda: not writes.is_waiting("other", "alice"))
+        assert await store.directory.members("other", limit=2) == ["alice"]
+        assert writes.is_waiting("general", "alice")
+        store.let_go("remove_member")
+        await removal
+        await eventually(lambda: not writes.is_waiting("general", "alice"))
+        assert await store.directory.members("general", limit=2) == ["alice"]
+        assert not len(writes.turns)
+
+
+async def test_who_is_removed_while_several_rooms_are_written_is_in_none_of_them() -> None:
+    """What was made meanwhile is taken back; the others stay."""
+    store = HeldDirectory()
+    dialogue = chat(store)
+    async with dialogue.lifespan():
+        writes = dialogue.hub().inbox.writes
+        store.hold_call("add_members", is_done_first=True)
+        for name in ("general", "other", "topic:x"):
+            for user_id in ("alice", "bob"):
+                writes.put(name, user_id, Place(0, 0))
+        await store.until_reached("add_members")
+        writes.forget("other", "alice")
+        writes.forget_room("topic:x")
+        writes.forget_user("bob")
+        store.let_go("add_members")
+        await eventually(lambda: not writes._in_flight)
+        assert [marker.room_id for marker in await store.directory.markers("alice")] == ["general"]
+        assert await store.directory.markers("bob") == []

@@ -547,7 +547,7 @@ async def test_a_removal_that_the_store_does_not_take_is_told() -> None:
 
 
 class SlowMembers(FaultyStore):
-    """A store whose `add_member` and `remove_member` wait."""
+    """A store whose `add_members` and `remove_member` wait."""
 
     def __init__(self, inner: Store) -> None:
         super().__init__(inner)
@@ -557,38 +557,42 @@ class SlowMembers(FaultyStore):
         self.may_remove.set()
         self.marker_reads: list[str] = []
         directory = self.directory
-        add_member, remove_member, markers = directory.add_member, directory.remove_member, directory.markers
+        add_members, remove_member, markers_of = (
+            directory.add_members,
+            directory.remove_member,
+            directory.markers_of,
+        )
 
         async def slow(*arguments: Any, **options: Any) -> Any:
             self.adding.set()
             await self.may_add.wait()
-            return await add_member(*arguments, **options)
+            return await add_members(*arguments, **options)
 
         async def slow_removal(room_id: str, user_id: str) -> bool:
             self.removing.set()
             await self.may_remove.wait()
             return await remove_member(room_id, user_id)
 
-        async def noted(user_id: str, room_ids: Any = None) -> Any:
-            self.marker_reads.append(user_id)
-            return await markers(user_id, room_ids)
+        async def noted(user_ids: Any, *, limit: int) -> Any:
+            self.marker_reads += user_ids
+            return await markers_of(user_ids, limit=limit)
 
-        directory.add_member = slow  # type: ignore[method-assign]
+        directory.add_members = slow  # type: ignore[method-assign]
         directory.remove_member = slow_removal  # type: ignore[method-assign]
-        directory.markers = noted  # type: ignore[method-assign]
+        directory.markers_of = noted  # type: ignore[method-assign]
 
 
 async def test_who_is_made_a_member_late_is_told_of_what_came_before() -> None:
     """While the markers of who joins are being read nobody watches the room: both of the pair are told then."""
     store = FaultyStore(MemoryStore())
-    markers, may_read = store.directory.markers, asyncio.Event()
+    markers_of, may_read = store.directory.markers_of, asyncio.Event()
 
-    async def slow(user_id: str, room_ids: Any = None) -> Any:
-        if user_id == "ann":
+    async def slow(user_ids: Any, *, limit: int) -> Any:
+        if "ann" in user_ids:
             await may_read.wait()
-        return await markers(user_id, room_ids)
+        return await markers_of(user_ids, limit=limit)
 
-    store.directory.markers = slow  # type: ignore[method-assign]
+    store.directory.markers_of = slow  # type: ignore[method-assign]
     dialogue = chat(store)
     async with serve(dialogue) as address, wire(address, "bob") as bob, wire(address, "ann") as ann:
         assert await unread(bob) == {}
@@ -699,16 +703,16 @@ async def test_one_query_for_a_user_in_a_thousand_rooms(make_store: Callable[[],
 
 
 async def test_all_who_join_at_once_are_one_write() -> None:
-    """One call for all that wait for a room."""
+    """One call for all that wait, in all rooms."""
     store = SlowMembers(MemoryStore())
-    calls: list[int] = []
-    add_member = store.directory.add_member
+    calls: list[dict[str, int]] = []
+    add_members = store.directory.add_members
 
-    async def counted(room_id: str, user_ids: Any, **options: Any) -> Any:
-        calls.append(len(user_ids))
-        return await add_member(room_id, user_ids, **options)
+    async def counted(rooms: Any) -> Any:
+        calls.append({room_id: len(members) for room_id, members in rooms.items()})
+        return await add_members(rooms)
 
-    store.directory.add_member = counted  # type: ignore[method-assign]
+    store.directory.add_members = counted  # type: ignore[method-assign]
     dialogue = chat(store)
     async with serve(dialogue) as address:
         store.may_add.clear()
@@ -718,14 +722,16 @@ async def test_all_who_join_at_once_are_one_write() -> None:
             others = [wire(address, f"user{n}") for n in range(1, 20)]
             clients = [await other.__aenter__() for other in others]
             try:
-                await asyncio.gather(*(joined(client, "general") for client in clients))
+                await asyncio.gather(*(joined(client, "general", "topic:x") for client in clients))
                 await asyncio.gather(*(unread(client) for client in clients))
                 store.may_add.set()
+                await eventually(lambda: len(calls) == 2)
                 assert len(await dialogue.room("general").members()) == 20
+                assert len(await dialogue.room("topic:x").members()) == 19
             finally:
                 for other in others:
                     await other.__aexit__(None, None, None)
-    assert calls == [1, 19]
+    assert calls == [{"general": 1}, {"general": 19, "topic:x": 19}]
 
 
 async def test_what_waits_for_the_store_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

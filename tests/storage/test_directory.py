@@ -25,6 +25,7 @@ from dialogue.storage.base import (
     StreamState,
     UserEvents,
 )
+from dialogue.storage.directory import Place
 from dialogue.storage.memory import MemoryStore, milliseconds
 from dialogue.storage.memory_directory import MemoryDirectory
 from dialogue.storage.sql import SQLStore
@@ -230,10 +231,77 @@ async def test_a_thousand_rooms_are_one_statement(store: SQLStore) -> None:
         assert [marker.room_id for marker in found] == wanted
 
 
+async def test_many_users_are_one_statement(store: SQLStore) -> None:
+    """And no more is read of them than is wanted."""
+    users = [f"user{n:03}" for n in range(256)]
+    for name in ("a", "b"):
+        await store.directory.add_member(name, users)
+    with reads(store) as statements:
+        found = await store.directory.markers_of(users, limit=512)
+    assert len(statements) == 1
+    assert len(found) == 256
+    with reads(store) as statements:
+        found = await store.directory.markers_of(users, limit=511)
+    assert len(statements) == 1
+    assert len(found) == 255
+    with reads(store) as statements:
+        found = await store.directory.markers_of(users, limit=1)
+    assert len(statements) == 2
+    assert {user_id: len(of_user) for user_id, of_user in found.items()} == {"user000": 2}
+
+
+async def test_rooms_are_joined_in_one_transaction(store: SQLStore) -> None:
+    """Those that many enter at once, and nothing is written of those who are members."""
+    assert store._writer is not None
+    changes: list[int] = []
+    transact = store._writer.transact
+
+    async def counted(work: Callable[[Connection], Any]) -> Any:
+        result = await transact(work)
+        changes.append(len(result))
+        return result
+
+    store._writer.transact = counted  # type: ignore[method-assign]
+    await store.directory.add_member("room0", ["ann"])
+    await store.directory.add_members({f"room{n}": {"ann": None, "bob": Place(0, 0)} for n in range(300)})
+    await store.directory.add_members({f"room{n}": {"bob": None} for n in range(300)})
+    assert changes == [1, 599]
+
+
+async def test_a_default_call_for_several_users_leaves_nothing_running() -> None:
+    """One that fails waits for the others of its own, and tells the first error."""
+    store = FaultyStore(MemoryStore())
+    await store.open()
+    directory, ended = store.inner.directory, list[str]()
+    markers = directory.markers
+
+    async def some_fail(user_id: str, room_ids: Any = None) -> Any:
+        for _ in range(int(user_id)):
+            await asyncio.sleep(0)
+        ended.append(user_id)
+        if user_id in ("3", "5"):
+            raise StoreUnavailable(user_id)
+        return await markers(user_id, room_ids)
+
+    directory.markers = some_fail  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable, match="3"):
+        await store.directory.markers_of([str(n) for n in range(1, 12)], limit=1_000)
+    assert ended == [str(n) for n in range(1, 9)]
+    calling = asyncio.create_task(store.directory.markers_of(["100000000"], limit=1))
+    await asyncio.sleep(0.01)
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+    await store.aclose()
+
+
 async def test_a_users_markers_are_searched_by_index(store: SQLStore) -> None:
     """Neither all markers nor all rooms are read, and nothing is sorted."""
     with reads(store) as statements:
         await store.directory.markers("ann")
+        await store.directory.markers("ann", ["general", "other"])
+        await store.directory.markers_of(["ann", "bob", "eve"], limit=5)
         await store.directory.sessions("ann", limit=5)
         await store.directory.sessions(limit=5)
     for statement in statements:
@@ -319,7 +387,9 @@ async def test_a_closed_store_has_no_directory(tmp_path: Path, kind: str) -> Non
             directory.save_room(room()),
             directory.add_member("general", ["ann"]),
             directory.mark_read("general", "ann", 1, uncounted=()),
+            directory.add_members({"general": {"ann": None}}),
             directory.markers("ann"),
+            directory.markers_of(["ann"], limit=1),
             directory.save_sessions([session("c1")]),
         ):
             with pytest.raises(StoreUnavailable):
@@ -338,6 +408,7 @@ async def test_a_faulty_directory_fails_as_it_is_told() -> None:
         store.directory.save_room(room()),
         store.directory.remove_room("club"),
         store.directory.add_member("general", ["ann"]),
+        store.directory.add_members({"general": {"ann": None}}),
         store.directory.remove_member("general", "ann"),
         store.directory.mark_read("general", "ann", 1, uncounted=()),
         store.directory.save_sessions([session("c1")]),
@@ -356,6 +427,7 @@ async def test_a_faulty_directory_fails_as_it_is_told() -> None:
         store.directory.rooms(),
         store.directory.members("general", limit=1),
         store.directory.markers("ann"),
+        store.directory.markers_of(["ann"], limit=1),
         store.directory.sessions(limit=1),
     ):
         with pytest.raises(StoreUnavailable):
