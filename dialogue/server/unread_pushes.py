@@ -16,7 +16,8 @@ from .handles import RoomHandle
 
 if TYPE_CHECKING:
     from .hub import Hub
-    from .inbox import Inbox, OnlineUser
+    from .inbox import Inbox
+    from .online_users import OnlineUser
     from .session import Session
 
 REMEMBERED_SECONDS = 60.0
