@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 LAST_SEEN_SECONDS = 60.0
 """How long what is kept of an open session's last time may be behind."""
 
-RECORDS_PER_WRITE = 500
-"""Most sessions in one transaction."""
+RECORDS_PER_WRITE = 50
+"""Most sessions in one transaction: appends wait for it, and 500 took up to half a second while thousands came back."""
 
 ENDED_WAITING = 1_000
 """How many sessions more than ``limits.connections`` may wait for their end to be written."""
