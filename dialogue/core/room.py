@@ -71,6 +71,8 @@ class Subscriber:
 
 def as_replaced(events: Iterable[EncodedEvent], replaced: Mapping[int, EncodedEvent]) -> list[EncodedEvent]:
     """Return *events* in the forms that they have now; *replaced* is what a `Room.watch` over their read gathered."""
+    if not replaced:
+        return list(events)
     return [event if event.seq is None else replaced.get(event.seq, event) for event in events]
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import protocol
-from ..core import cursor
+from ..core import cursor, timeline
 from ..core.cursor import MAX_SEQ, Bound
 from ..core.room import Room, Subscriber, as_replaced
-from ..core.timeline import Gap
+from ..core.timeline import Gap, Reply
 from ..errors import InvalidRequest
-from ..events import CHANGES, KINDS, EncodedEvent
+from ..events import CHANGES, KINDS, EncodedEvent, encoded_for
 from ..protocol import Ref
 from .handles import RoomHandle, bounds_below
 
@@ -114,7 +115,20 @@ def _by_offset(hub: Hub, room: Room, command: protocol.HistoryRead, names: list[
 async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) -> bytes:
     """Run *read* and return the ``history`` message."""
     with room.watch() as replaced:
-        found = await _run(hub, room, read)
+        found = await hub.reader.run(room.room_id, _reading(hub, room, read, user_id))
+    if replaced:
+        texts = encoded_for(as_replaced(found.events, replaced), user_id)
+        found = found._replace(texts=texts)
+    return _encode(hub, room, read, found, ref)
+
+
+def answer_nowait(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) -> bytes | None:
+    """Return the ``history`` message if memory has all of it; None if log or archive are to be asked."""
+    found = hub.reader.run_nowait(_reading(hub, room, read, user_id))
+    return None if found is None else _encode(hub, room, read, found, ref)
+
+
+def _encode(hub: Hub, room: Room, read: Read, found: _Found, ref: Ref) -> bytes:
     message: dict[str, Any] = {"type": "history"}
     if ref is not None:
         message["ref"] = ref
@@ -130,28 +144,30 @@ async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) ->
     if found.gap is not None:
         gap = found.gap
         message["gap"] = {"from_seq": gap.from_seq, "through_seq": gap.through_seq, "reason": gap.reason}
-    return protocol.encode_with_events(message, _encoded(found.events, replaced, user_id))
+    return protocol.encode_with_events(message, found.texts)
 
 
 class _Found(NamedTuple):
-    """What a history command finds: events, and the tokens and the gap that go with them."""
+    """What a history command finds: events with their messages, and the tokens and the gap that go with them."""
 
     events: list[EncodedEvent]
+    texts: list[bytes]
     next: str | None
     previous: str | None
     gap: Gap | None
 
 
-async def _run(hub: Hub, room: Room, read: Read) -> _Found:
+def _reading(hub: Hub, room: Room, read: Read, user_id: str) -> Generator[timeline.Read, Reply, _Found]:
     epoch = hub.store.epoch
     events: list[EncodedEvent] = []
+    texts: list[bytes] = []
     gap: Gap | None = None
     next_token: str | None = None
     previous: str | None = None
     if read.older is not None:
         limit = read.limit if read.after is None else (read.limit + 1) // 2
-        older = await hub.reader.older(room, read.older, limit=limit)
-        events, gap = older.events, older.gap
+        older = yield from hub.reader.read_older(room, read.older, limit=limit, user_id=user_id)
+        events, texts, gap = older.events, older.texts, older.gap
         next_token = cursor.encode_older(epoch, older.bounds) if older.bounds is not None else None
         newest = _last_seq(events)
         if newest is not None:
@@ -159,7 +175,9 @@ async def _run(hub: Hub, room: Room, read: Read) -> _Found:
     if read.after is not None:
         limit = read.limit if read.older is None else read.limit - len(events)
         if limit > 0:
-            newer = await hub.reader.newer(room, read.names, after=read.after, limit=limit)
+            newer = yield from hub.reader.read_newer(
+                room, read.names, after=read.after, limit=limit, user_id=user_id
+            )
             if read.older is None:
                 first = _first_seq(newer.events)
                 below = read.after + 1 if first is None else first
@@ -170,14 +188,9 @@ async def _run(hub: Hub, room: Room, read: Read) -> _Found:
             else:
                 shown = _last_seq(newer.events)
                 previous = cursor.encode_newer(epoch, read.after if shown is None else shown)
-            events = events + newer.events
+            events, texts = events + newer.events, texts + newer.texts
             gap = _join(gap, newer.gap)
-    return _Found(events, next_token, previous, gap)
-
-
-def _encoded(events: list[EncodedEvent], replaced: dict[int, EncodedEvent], user_id: str) -> list[bytes]:
-    """Return the messages of *events* as *user_id* gets them, in the form that they have now."""
-    return [event.json_for(user_id) for event in as_replaced(events, replaced)]
+    return _Found(events, texts, next_token, previous, gap)
 
 
 def _join(gap: Gap | None, other: Gap | None) -> Gap | None:
@@ -280,9 +293,7 @@ def encode_joined(
         "next": token,
         "recovered": found.recovered,
     }
-    return protocol.encode_with_events(
-        message, [event.json_for(subscriber.user_id) for event in found.events]
-    )
+    return protocol.encode_with_events(message, encoded_for(found.events, subscriber.user_id))
 
 
 def _counts(hub: Hub, room: Room, names: list[str], sync: int | None) -> dict[str, int]:
