@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..core.room import Room, Subscriber, Subscription, as_replaced
+from ..errors import StoreBusy
 from ..events import EncodedEvent, encoded_for
 from .uvicorn_stop import find_server, is_stopping
 
@@ -199,10 +200,14 @@ class Follower:
         wants = self.subscriber.subscription.wants
         names = [name for name in room.recorded_names() if wants(name)]
         user_id = self.subscriber.user_id
-        with room.watch() as replaced:
-            found = await hub.reader.following(
-                room, names, after=self.seq, limit=hub.limits.page_events, user_id=user_id
-            )
+        try:
+            with room.watch() as replaced:
+                found = await hub.reader.following(
+                    room, names, after=self.seq, limit=hub.limits.page_events, user_id=user_id
+                )
+        except StoreBusy:
+            self.finish("failed")
+            return []
         if self.end is not None:
             return []  # what was readable when the read was begun may not be any more
         if found.gap is not None:
