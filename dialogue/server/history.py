@@ -220,11 +220,13 @@ class Joined(NamedTuple):
         events: Oldest first, in the form that they have now.
         bounds: Where each stream goes on towards older events; None at the end.
         recovered: Whether *events* is everything since the client's cursor; None where it gave none.
+        texts: What is to be joined for their messages, if others get the same ones; else None.
     """
 
     events: list[EncodedEvent]
     bounds: dict[str, Bound] | None
     recovered: bool | None
+    texts: list[bytes] | None = None
 
 
 async def joined(
@@ -258,20 +260,17 @@ async def read_joined(
     """Return what a join brings, up to *through*."""
     epoch = hub.store.epoch
     names = [name for name in room.recorded_names() if subscriber.subscription.wants(name)]
-    recovered: bool | None = None
-    events: list[EncodedEvent] | None = None
-    bounds: dict[str, Bound] | None = None
+    if since is not None and since.epoch == epoch and 0 <= since.seq <= through:
+        missed = await hub.reader.replays.get(
+            room, names, after=since.seq, through=through, user_id=subscriber.user_id
+        )
+        if missed is not None:
+            has_older = since.seq > 0 or hub.reader.has_archive
+            bounds = bounds_below(names, since.seq + 1) if has_older else None
+            return Joined(missed.events, bounds, True, missed.texts or None)
     with room.watch() as replaced:
-        if since is not None:
-            if since.epoch == epoch and 0 <= since.seq <= through:
-                events = await hub.reader.replay(room, names, after=since.seq, through=through)
-            recovered = events is not None
-            if events is not None and (since.seq > 0 or hub.reader.has_archive):
-                bounds = bounds_below(names, since.seq + 1)
-        if events is None:
-            page = await hub.reader.newest_per_stream(room, _counts(hub, room, names, sync), through=through)
-            events, bounds = page.events, page.bounds
-    return Joined(as_replaced(events, replaced), bounds, recovered)
+        page = await hub.reader.newest_per_stream(room, _counts(hub, room, names, sync), through=through)
+    return Joined(as_replaced(page.events, replaced), page.bounds, None if since is None else False)
 
 
 def encode_joined(
@@ -293,7 +292,8 @@ def encode_joined(
         "next": token,
         "recovered": found.recovered,
     }
-    return protocol.encode_with_events(message, encoded_for(found.events, subscriber.user_id))
+    texts = encoded_for(found.events, subscriber.user_id) if found.texts is None else found.texts
+    return protocol.encode_with_events(message, texts)
 
 
 def _counts(hub: Hub, room: Room, names: list[str], sync: int | None) -> dict[str, int]:

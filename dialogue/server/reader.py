@@ -24,7 +24,7 @@ from ..core.timeline import (
     newer_room,
     older_room,
 )
-from ..errors import StoreUnavailable
+from ..errors import StoreBusy, StoreUnavailable
 from ..events import EncodedEvent, encoded_for
 from ..limits import Limits
 from ..storage.archive import Archive, encode_row
@@ -33,13 +33,10 @@ from ..storage.cleanup import Gate, HandOver
 from ..storage.condition import Condition, describe
 from ..storage.ending import end_tasks
 from .metrics import Metrics
+from .replays import Replays
 
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-_REPLAY_STEP = 100
-"""Events that a replay reads at a time."""
 
 
 async def _heard(rows: Awaitable[T]) -> T:
@@ -91,6 +88,9 @@ class Reader:
     Args:
         archive: The developer's storage, if it can be read.
         handover: What keeps loads and cleanups of a stream apart; given with *archive*.
+
+    Attributes:
+        replays: What clients have missed.
     """
 
     def __init__(
@@ -111,6 +111,13 @@ class Reader:
         self._log = logger
         self._loads: set[asyncio.Task[Any]] = set()
         self.load_condition = Condition()
+        self.replays = Replays(
+            run=self.run,
+            run_nowait=self.run_nowait,
+            are_kept=store.is_durable,
+            limits=limits,
+            logger=logger,
+        )
 
     @property
     def has_archive(self) -> bool:
@@ -235,34 +242,6 @@ class Reader:
         part = cut(Slice(events, None if is_end else bounds), start_bounds, keep)
         return JoinPage(part.events, part.bounds)
 
-    async def replay(
-        self, room: Room, names: Sequence[str], *, after: int, through: int
-    ) -> list[EncodedEvent] | None:
-        """Return all events in (*after*, *through*], or None when they are too many or not all there."""
-        events: list[EncodedEvent] = []
-        size = 0
-        at: int | None = after
-        while at is not None and at < through:
-            # In pieces: what is too much to replay is not read to its end first.
-            left = self._limits.replay_events - len(events)
-            limit = max(1, min(left, _REPLAY_STEP))
-            read = newer_room(room, names, after=at, through=through, limit=limit, archive=None)
-            part = await self.run(room.room_id, read)
-            if part.gap is not None and part.gap.reason == "tier_unavailable":
-                raise StoreUnavailable
-            events += part.events
-            size += sum(len(event.json) for event in part.events)
-            if (
-                part.gap is not None
-                or len(events) > self._limits.replay_events
-                or size > self._limits.replay_bytes
-            ):
-                return None
-            at = part.next_after
-            if at is not None and len(events) == self._limits.replay_events:
-                return None
-        return events
-
     def _fitting(self, texts: Sequence[bytes]) -> int:
         """Return how many of *texts*, from the first, fit into a page; at least one."""
         if sum(map(len, texts)) <= self._limits.page_bytes:
@@ -310,6 +289,9 @@ class Reader:
             return await self._store.stream_page(
                 room_id, request.event_name, before_position=request.before_position, limit=request.limit
             )
+        except StoreBusy:
+            # What it asked for is there: it is to be asked for again.
+            raise
         except StoreUnavailable as error:
             self._log.error("the log cannot be read for room %r: %s", room_id, error)
             return Unavailable()
@@ -384,7 +366,8 @@ class Reader:
             task.cancel()
 
     async def aclose(self, *, until: float) -> None:
-        """End the loads in flight, waiting for them until loop time *until*. May be called twice."""
+        """End what is being read, waiting for it until loop time *until*. May be called twice."""
+        await self.replays.aclose(until=until)
         await end_tasks(list(self._loads), until=until)
 
     def _late_load_ended(self, task: asyncio.Task[Any], room_id: str, request: ReadArchive) -> None:
