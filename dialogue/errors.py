@@ -10,6 +10,7 @@
     │   └── LifespanNotRunning      a socket arrived before the lifespan was entered
     ├── StoreError                  raised by a Store
     │   ├── StoreUnavailable        nothing was recorded (wire: STORE_UNAVAILABLE)
+    │   │   └── StoreBusy           more wants to be read than may wait (wire: BACKPRESSURE)
     │   ├── OutcomeUnknown          the append may or may not have been recorded
     │   ├── DraftRefused            the database refuses this event, however often it is tried
     │   │   └── TargetGone          what an edit or deletion is for is no longer there
@@ -310,6 +311,12 @@ class StoreUnavailable(CommandError, StoreError):
 
     code = "STORE_UNAVAILABLE"
     default_message = "the store is unavailable"
+
+
+class StoreBusy(Backpressure, StoreUnavailable):
+    """More reads wait for the store than may, or one has waited too long. To clients it is `Backpressure`."""
+
+    default_message = "too many reads wait for the store"
 
 
 class Internal(CommandError):

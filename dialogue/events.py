@@ -6,7 +6,7 @@ Everything after that - fan-out, join sync, pages, replay - joins those bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, cast
 
@@ -109,6 +109,28 @@ class EncodedEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 _KEY = b',"key":'
+
+
+def encoded_for(events: Iterable[EncodedEvent], user_id: str | None) -> list[bytes]:
+    """Return the wire messages of *events* as *user_id* gets them: what `EncodedEvent.json_for` returns, and quicker.
+
+    Args:
+        user_id: None for somebody whose events they are not.
+    """
+    texts: list[bytes] = []
+    # Neighbours often have the same sender, and nearly always the same type: how they begin is the same then.
+    stream: _Stream | None = None
+    sender: str | None = None
+    start = b""
+    for event in events:
+        if event.sender is not sender or event._of is not stream:
+            stream, sender = event._of, event.sender
+            start = b'%b"from":%b,' % (stream.head, _json_string(sender))
+        body = event._body
+        if event._key_size and sender != user_id:
+            body = body[: -event._key_size - 1] + b"}"
+        texts.append(start + body)
+    return texts
 
 
 def encode_event(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialogue.events import Draft, EncodedEvent, encode_event
+from dialogue.events import Draft, EncodedEvent, encode_event, encoded_for
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
@@ -66,3 +66,16 @@ def test_a_key_of_the_server_is_nobodys() -> None:
     event = draft.record(id=1, seq=1, position=1, timestamp=1)
     assert event.key is None
     assert "key" not in json.loads(event.json_for("ann"))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["message", "note"]), st.sampled_from(["ann", "bob"]), st.none() | text)
+    )
+)
+def test_a_page_is_encoded_as_its_events_are_one_by_one(given: list[tuple[str, str, str | None]]) -> None:
+    """Whoever its events are from, and whoever it is for: a key goes to its publisher only."""
+    events = [encoded(event=name, sender=sender, key=key) for name, sender, key in given]
+    for user_id in ("ann", "cleo"):
+        assert encoded_for(events, user_id) == [event.json_for(user_id) for event in events]
+    assert encoded_for(events, None) == [event.json for event in events]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ class _Token(msgspec.Struct, array_like=True):
 _decoder = msgspec.msgpack.Decoder(_Token)
 
 
+@lru_cache(maxsize=4096)
 def name_hash(event_name: str) -> int:
     """Return the number that stands for an event's name in a token (48 bits; a room has few hundred names)."""
     return int.from_bytes(blake2b(event_name.encode(), digest_size=6).digest(), "big")

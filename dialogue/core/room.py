@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..events import CHANGES, EncodedEvent
 from ..room_types import RoomType
@@ -71,7 +71,19 @@ class Subscriber:
 
 def as_replaced(events: Iterable[EncodedEvent], replaced: Mapping[int, EncodedEvent]) -> list[EncodedEvent]:
     """Return *events* in the forms that they have now; *replaced* is what a `Room.watch` over their read gathered."""
+    if not replaced:
+        return list(events)
     return [event if event.seq is None else replaced.get(event.seq, event) for event in events]
+
+
+class Copies(Protocol):
+    """What keeps events of a room: it is told what becomes of them."""
+
+    def replaced(self, event: EncodedEvent) -> None:
+        """Put *event* in the place of its earlier form."""
+
+    def removed(self, event_name: str, through: int) -> None:
+        """Take note that a stream's events up to position *through* have left the log, or are about to."""
 
 
 class Group(NamedTuple):
@@ -93,6 +105,7 @@ class Room:
         rings: By event name.
 
     Attributes:
+        copies: What keeps events of the room besides its rings.
         last_used: When the room was last asked for, in seconds of the caller's monotonic clock.
         undeclared: The names that were admitted although none is declared (``events="*"``).
         users: Who is in the room, with the number of their connections, in the order of their coming.
@@ -102,6 +115,7 @@ class Room:
     __slots__ = (
         "_groups",
         "_watches",
+        "copies",
         "last_seq",
         "last_unread_position",
         "last_used",
@@ -135,6 +149,7 @@ class Room:
             name for name in self.rings if name not in room_type.events and name not in CHANGES
         }
         self.users: dict[str, int] = {}
+        self.copies: tuple[Copies, ...] = ()
         self.rates: Any = None
         self._watches: list[dict[int, EncodedEvent]] = []
         # A dict keeps joining order, and removes in constant time.
@@ -227,13 +242,23 @@ class Room:
             self._watches = [watch for watch in self._watches if watch is not replaced]
 
     def replace(self, event: EncodedEvent) -> None:
-        """Put *event* in the place of its earlier form, in its ring and in the reads that are running."""
+        """Put *event* in the place of its earlier form: in its ring, in copies, and in the reads that are running."""
         assert event.seq is not None
         ring = self.rings.get(event.event)
         if ring is not None:
             ring.replace(event)
         for watch in self._watches:
             watch[event.seq] = event
+        for copies in self.copies:
+            copies.replaced(event)
+
+    def remove(self, event_name: str, through: int) -> None:
+        """Drop from memory what leaves the log: a stream's events up to and including position *through*."""
+        ring = self.rings.get(event_name)
+        if ring is not None:
+            ring.remove(through)
+        for copies in self.copies:
+            copies.removed(event_name, through)
 
     def groups(self, events: Sequence[EncodedEvent]) -> list[Group]:
         """Return who gets which of *events*: one entry per distinct selection, so that it is encoded once."""

@@ -241,9 +241,10 @@ def older_stream(
             if skipped > MOST_SKIPPED and len(found) <= limit:
                 # A page may end early: a forged bound must not read a whole archive in one command.
                 return Slice(found[::-1], {name: Bound(before_seq, position)})
-    last = found[limit - 1]
-    next_seq = min((event.seq for event in found[:limit] if event.seq is not None), default=bound.seq)
-    return Slice(found[limit - 1 :: -1], {name: Bound(next_seq, last.position)})
+    shown = found[limit - 1 :: -1]
+    # Seqs only grow with positions: the oldest event that has one has the smallest.
+    next_seq = next((event.seq for event in shown if event.seq is not None), bound.seq)
+    return Slice(shown, {name: Bound(next_seq, shown[0].position)})
 
 
 def _unavailable(name: str, bound: Bound, found: list[EncodedEvent]) -> Slice:
@@ -328,7 +329,10 @@ def _older_streams(
         ring = view.rings.get(name)
         if ring is not None and bound.seq > floor + 1:
             rows = ring.before(ring.position_at(bound.seq), wanted)
-            hot.append([event for event in reversed(rows) if _by_seq(event) > floor])
+            rows.reverse()
+            if rows and _by_seq(rows[-1]) <= floor:
+                rows = [event for event in rows if _by_seq(event) > floor]
+            hot.append(rows)
     found.extend(islice(_merge_newest_first(hot), wanted))
 
     # 2. The log, by seq, down to what has left it. Streams that were sent further down are filtered here.

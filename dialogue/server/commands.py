@@ -26,6 +26,9 @@ from .rates import spend
 if TYPE_CHECKING:
     from .session import Session
 
+_PAGES_AT_ONCE = 16
+"""Pages from memory after which others have their turn: one frame may ask for hundreds."""
+
 
 def greeting(user_id: str, limits: Limits) -> dict[str, Any]:
     """Return what a client is told of itself and of the server, over the socket and over HTTP."""
@@ -53,6 +56,7 @@ class Commands:
         self._hub = session.hub
         self._limits = session.hub.limits
         self._has_asked = False
+        self._pages_at_once = 0
         self._reads: set[asyncio.Task[None]] = set()
         self._read_slots = asyncio.Semaphore(self._limits.reads_in_flight)
 
@@ -255,12 +259,21 @@ class Commands:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    async def _history(self, command: protocol.HistoryRead) -> None:
+    def _history(self, command: protocol.HistoryRead) -> Awaitable[None] | None:
+        """Answer at once from memory; for what is not all there, return what waits for the log and the archive."""
         session = self._session
         room, subscriber = session.memberships.member(command.room)
         self._spend_read()
         read = history.parse(self._hub, room, command)
-        await self._beside(command, partial(self._answer_history, command, room, subscriber, read))
+        message = history.answer_nowait(self._hub, room, read, user_id=session.user_id, ref=command.ref)
+        if message is None:
+            return self._beside(command, partial(self._answer_history, command, room, subscriber, read))
+        session.send([message])
+        self._pages_at_once += 1
+        if self._pages_at_once < _PAGES_AT_ONCE:
+            return None
+        self._pages_at_once = 0
+        return asyncio.sleep(0)
 
     async def _answer_history(
         self, command: protocol.HistoryRead, room: Room, subscriber: Subscriber, read: history.Read

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..core.room import Room, Subscriber, Subscription, as_replaced
-from ..events import EncodedEvent
+from ..errors import StoreBusy
+from ..events import EncodedEvent, encoded_for
 from .uvicorn_stop import find_server, is_stopping
 
 if TYPE_CHECKING:
@@ -198,8 +199,15 @@ class Follower:
         through = room.last_seq
         wants = self.subscriber.subscription.wants
         names = [name for name in room.recorded_names() if wants(name)]
-        with room.watch() as replaced:
-            found = await hub.reader.following(room, names, after=self.seq, limit=hub.limits.page_events)
+        user_id = self.subscriber.user_id
+        try:
+            with room.watch() as replaced:
+                found = await hub.reader.following(
+                    room, names, after=self.seq, limit=hub.limits.page_events, user_id=user_id
+                )
+        except StoreBusy:
+            self.finish("failed")
+            return []
         if self.end is not None:
             return []  # what was readable when the read was begun may not be any more
         if found.gap is not None:
@@ -210,8 +218,9 @@ class Follower:
             # Nothing was told since: what comes next is queued.
             self._through = self.seq
             self.is_behind = False
-        user_id = self.subscriber.user_id
-        return [Told(event.seq, event.json_for(user_id)) for event in as_replaced(found.events, replaced)]
+        events = as_replaced(found.events, replaced)
+        texts = encoded_for(events, user_id) if replaced else found.texts
+        return [Told(event.seq, text) for event, text in zip(events, texts, strict=True)]
 
 
 class Followers:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import protocol
-from ..core import cursor
+from ..core import cursor, timeline
 from ..core.cursor import MAX_SEQ, Bound
 from ..core.room import Room, Subscriber, as_replaced
-from ..core.timeline import Gap
+from ..core.timeline import Gap, Reply
 from ..errors import InvalidRequest
-from ..events import CHANGES, KINDS, EncodedEvent
+from ..events import CHANGES, KINDS, EncodedEvent, encoded_for
 from ..protocol import Ref
 from .handles import RoomHandle, bounds_below
 
@@ -114,7 +115,20 @@ def _by_offset(hub: Hub, room: Room, command: protocol.HistoryRead, names: list[
 async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) -> bytes:
     """Run *read* and return the ``history`` message."""
     with room.watch() as replaced:
-        found = await _run(hub, room, read)
+        found = await hub.reader.run(room.room_id, _reading(hub, room, read, user_id))
+    if replaced:
+        texts = encoded_for(as_replaced(found.events, replaced), user_id)
+        found = found._replace(texts=texts)
+    return _encode(hub, room, read, found, ref)
+
+
+def answer_nowait(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) -> bytes | None:
+    """Return the ``history`` message if memory has all of it; None if log or archive are to be asked."""
+    found = hub.reader.run_nowait(_reading(hub, room, read, user_id))
+    return None if found is None else _encode(hub, room, read, found, ref)
+
+
+def _encode(hub: Hub, room: Room, read: Read, found: _Found, ref: Ref) -> bytes:
     message: dict[str, Any] = {"type": "history"}
     if ref is not None:
         message["ref"] = ref
@@ -130,28 +144,30 @@ async def answer(hub: Hub, room: Room, read: Read, *, user_id: str, ref: Ref) ->
     if found.gap is not None:
         gap = found.gap
         message["gap"] = {"from_seq": gap.from_seq, "through_seq": gap.through_seq, "reason": gap.reason}
-    return protocol.encode_with_events(message, _encoded(found.events, replaced, user_id))
+    return protocol.encode_with_events(message, found.texts)
 
 
 class _Found(NamedTuple):
-    """What a history command finds: events, and the tokens and the gap that go with them."""
+    """What a history command finds: events with their messages, and the tokens and the gap that go with them."""
 
     events: list[EncodedEvent]
+    texts: list[bytes]
     next: str | None
     previous: str | None
     gap: Gap | None
 
 
-async def _run(hub: Hub, room: Room, read: Read) -> _Found:
+def _reading(hub: Hub, room: Room, read: Read, user_id: str) -> Generator[timeline.Read, Reply, _Found]:
     epoch = hub.store.epoch
     events: list[EncodedEvent] = []
+    texts: list[bytes] = []
     gap: Gap | None = None
     next_token: str | None = None
     previous: str | None = None
     if read.older is not None:
         limit = read.limit if read.after is None else (read.limit + 1) // 2
-        older = await hub.reader.older(room, read.older, limit=limit)
-        events, gap = older.events, older.gap
+        older = yield from hub.reader.read_older(room, read.older, limit=limit, user_id=user_id)
+        events, texts, gap = older.events, older.texts, older.gap
         next_token = cursor.encode_older(epoch, older.bounds) if older.bounds is not None else None
         newest = _last_seq(events)
         if newest is not None:
@@ -159,7 +175,9 @@ async def _run(hub: Hub, room: Room, read: Read) -> _Found:
     if read.after is not None:
         limit = read.limit if read.older is None else read.limit - len(events)
         if limit > 0:
-            newer = await hub.reader.newer(room, read.names, after=read.after, limit=limit)
+            newer = yield from hub.reader.read_newer(
+                room, read.names, after=read.after, limit=limit, user_id=user_id
+            )
             if read.older is None:
                 first = _first_seq(newer.events)
                 below = read.after + 1 if first is None else first
@@ -170,14 +188,9 @@ async def _run(hub: Hub, room: Room, read: Read) -> _Found:
             else:
                 shown = _last_seq(newer.events)
                 previous = cursor.encode_newer(epoch, read.after if shown is None else shown)
-            events = events + newer.events
+            events, texts = events + newer.events, texts + newer.texts
             gap = _join(gap, newer.gap)
-    return _Found(events, next_token, previous, gap)
-
-
-def _encoded(events: list[EncodedEvent], replaced: dict[int, EncodedEvent], user_id: str) -> list[bytes]:
-    """Return the messages of *events* as *user_id* gets them, in the form that they have now."""
-    return [event.json_for(user_id) for event in as_replaced(events, replaced)]
+    return _Found(events, texts, next_token, previous, gap)
 
 
 def _join(gap: Gap | None, other: Gap | None) -> Gap | None:
@@ -207,11 +220,13 @@ class Joined(NamedTuple):
         events: Oldest first, in the form that they have now.
         bounds: Where each stream goes on towards older events; None at the end.
         recovered: Whether *events* is everything since the client's cursor; None where it gave none.
+        texts: What is to be joined for their messages, if others get the same ones; else None.
     """
 
     events: list[EncodedEvent]
     bounds: dict[str, Bound] | None
     recovered: bool | None
+    texts: list[bytes] | None = None
 
 
 async def joined(
@@ -245,20 +260,17 @@ async def read_joined(
     """Return what a join brings, up to *through*."""
     epoch = hub.store.epoch
     names = [name for name in room.recorded_names() if subscriber.subscription.wants(name)]
-    recovered: bool | None = None
-    events: list[EncodedEvent] | None = None
-    bounds: dict[str, Bound] | None = None
+    if since is not None and since.epoch == epoch and 0 <= since.seq <= through:
+        missed = await hub.reader.replays.get(
+            room, names, after=since.seq, through=through, user_id=subscriber.user_id
+        )
+        if missed is not None:
+            has_older = since.seq > 0 or hub.reader.has_archive
+            bounds = bounds_below(names, since.seq + 1) if has_older else None
+            return Joined(missed.events, bounds, True, missed.texts or None)
     with room.watch() as replaced:
-        if since is not None:
-            if since.epoch == epoch and 0 <= since.seq <= through:
-                events = await hub.reader.replay(room, names, after=since.seq, through=through)
-            recovered = events is not None
-            if events is not None and (since.seq > 0 or hub.reader.has_archive):
-                bounds = bounds_below(names, since.seq + 1)
-        if events is None:
-            page = await hub.reader.newest_per_stream(room, _counts(hub, room, names, sync), through=through)
-            events, bounds = page.events, page.bounds
-    return Joined(as_replaced(events, replaced), bounds, recovered)
+        page = await hub.reader.newest_per_stream(room, _counts(hub, room, names, sync), through=through)
+    return Joined(as_replaced(page.events, replaced), page.bounds, None if since is None else False)
 
 
 def encode_joined(
@@ -280,9 +292,8 @@ def encode_joined(
         "next": token,
         "recovered": found.recovered,
     }
-    return protocol.encode_with_events(
-        message, [event.json_for(subscriber.user_id) for event in found.events]
-    )
+    texts = encoded_for(found.events, subscriber.user_id) if found.texts is None else found.texts
+    return protocol.encode_with_events(message, texts)
 
 
 def _counts(hub: Hub, room: Room, names: list[str], sync: int | None) -> dict[str, int]:

@@ -13,7 +13,7 @@ from ..core.timeline import (
     Archive as ArchiveAbility,
 )
 from ..core.timeline import (
-    NewerSlice,
+    Gap,
     Read,
     ReadArchive,
     ReadLog,
@@ -24,8 +24,8 @@ from ..core.timeline import (
     newer_room,
     older_room,
 )
-from ..errors import StoreUnavailable
-from ..events import EncodedEvent
+from ..errors import StoreBusy, StoreUnavailable
+from ..events import EncodedEvent, encoded_for
 from ..limits import Limits
 from ..storage.archive import Archive, encode_row
 from ..storage.base import LogPage, Store
@@ -33,13 +33,10 @@ from ..storage.cleanup import Gate, HandOver
 from ..storage.condition import Condition, describe
 from ..storage.ending import end_tasks
 from .metrics import Metrics
+from .replays import Replays
 
 R = TypeVar("R")
 T = TypeVar("T")
-
-
-_REPLAY_STEP = 100
-"""Events that a replay reads at a time."""
 
 
 async def _heard(rows: Awaitable[T]) -> T:
@@ -48,6 +45,34 @@ async def _heard(rows: Awaitable[T]) -> T:
         return await rows
     except SystemExit as error:
         raise RuntimeError("it raised SystemExit") from error
+
+
+class OlderPage(NamedTuple):
+    """A page towards older events.
+
+    Attributes:
+        events, bounds, gap: See `core.timeline.Slice`.
+        texts: The messages of *events*, as whoever it is for gets them.
+    """
+
+    events: list[EncodedEvent]
+    texts: list[bytes]
+    bounds: dict[str, Bound] | None
+    gap: Gap | None
+
+
+class NewerPage(NamedTuple):
+    """A page towards newer events.
+
+    Attributes:
+        events, next_after, gap: See `core.timeline.NewerSlice`.
+        texts: The messages of *events*, as whoever it is for gets them.
+    """
+
+    events: list[EncodedEvent]
+    texts: list[bytes]
+    next_after: int | None
+    gap: Gap | None
 
 
 class JoinPage(NamedTuple):
@@ -63,6 +88,9 @@ class Reader:
     Args:
         archive: The developer's storage, if it can be read.
         handover: What keeps loads and cleanups of a stream apart; given with *archive*.
+
+    Attributes:
+        replays: What clients have missed.
     """
 
     def __init__(
@@ -83,6 +111,13 @@ class Reader:
         self._log = logger
         self._loads: set[asyncio.Task[Any]] = set()
         self.load_condition = Condition()
+        self.replays = Replays(
+            run=self.run,
+            run_nowait=self.run_nowait,
+            are_kept=store.is_durable,
+            limits=limits,
+            logger=logger,
+        )
 
     @property
     def has_archive(self) -> bool:
@@ -94,32 +129,69 @@ class Reader:
         # Not kept: an archive learns what it can do when it is opened, which is after this was made.
         return ArchiveAbility(self._archive.is_keyset) if self._archive is not None else None
 
-    async def older(self, room: Room, bounds: Mapping[str, Bound], *, limit: int) -> Slice:
-        """Return the newest *limit* events below *bounds*, cut at ``limits.page_bytes``."""
-        part = await self._drive(room.room_id, older_room(room, bounds, limit=limit, archive=self._ability))
+    async def older(self, room: Room, bounds: Mapping[str, Bound], *, limit: int) -> OlderPage:
+        """Return what `read_older` finds."""
+        return await self.run(room.room_id, self.read_older(room, bounds, limit=limit))
+
+    async def newer(self, room: Room, names: Sequence[str], *, after: int, limit: int) -> NewerPage:
+        """Return what `read_newer` finds."""
+        return await self.run(room.room_id, self.read_newer(room, names, after=after, limit=limit))
+
+    async def following(
+        self, room: Room, names: Sequence[str], *, after: int, limit: int, user_id: str
+    ) -> NewerPage:
+        """Return what `read_newer` finds in memory and log alone: what has been removed from them is a gap."""
+        read = self._newer(room, names, after=after, limit=limit, user_id=user_id, archive=None)
+        return await self.run(room.room_id, read)
+
+    def read_older(
+        self, room: Room, bounds: Mapping[str, Bound], *, limit: int, user_id: str | None = None
+    ) -> Generator[Read, Reply, OlderPage]:
+        """Read the newest *limit* events below *bounds*, cut at ``limits.page_bytes``.
+
+        Args:
+            user_id: Whose page it is; None for nobody's.
+        """
+        part = yield from older_room(room, bounds, limit=limit, archive=self._ability)
         if part.gap is not None:
             self._metrics.gaps.labels(part.gap.reason).inc()
-        return cut(part, bounds, self._fitting(part.events[::-1]))
+        texts = encoded_for(part.events, user_id)
+        keep = self._fitting(texts[::-1])
+        if keep < len(texts):
+            part, texts = cut(part, bounds, keep), texts[-keep:]
+        return OlderPage(part.events, texts, part.bounds, part.gap)
 
-    async def newer(self, room: Room, names: Sequence[str], *, after: int, limit: int) -> NewerSlice:
-        """Return the oldest *limit* events above *after* that have been told, cut at ``limits.page_bytes``."""
-        return await self._newer(room, names, after=after, limit=limit, archive=self._ability)
+    def read_newer(
+        self, room: Room, names: Sequence[str], *, after: int, limit: int, user_id: str | None = None
+    ) -> Generator[Read, Reply, NewerPage]:
+        """Read the oldest *limit* events above *after* that have been told, cut at ``limits.page_bytes``.
 
-    async def following(self, room: Room, names: Sequence[str], *, after: int, limit: int) -> NewerSlice:
-        """Return what `newer` does, from memory and log alone: what has been removed from them is a gap."""
-        return await self._newer(room, names, after=after, limit=limit, archive=None)
+        Args:
+            user_id: Whose page it is; None for nobody's.
+        """
+        return self._newer(room, names, after=after, limit=limit, user_id=user_id, archive=self._ability)
 
-    async def _newer(
-        self, room: Room, names: Sequence[str], *, after: int, limit: int, archive: ArchiveAbility | None
-    ) -> NewerSlice:
-        read = newer_room(room, names, after=after, through=room.last_seq, limit=limit, archive=archive)
-        part = await self._drive(room.room_id, read)
+    def _newer(
+        self,
+        room: Room,
+        names: Sequence[str],
+        *,
+        after: int,
+        limit: int,
+        user_id: str | None,
+        archive: ArchiveAbility | None,
+    ) -> Generator[Read, Reply, NewerPage]:
+        part = yield from newer_room(
+            room, names, after=after, through=room.last_seq, limit=limit, archive=archive
+        )
         if part.gap is not None:
             self._metrics.gaps.labels(part.gap.reason).inc()
-        keep = self._fitting(part.events)
-        if keep < len(part.events):
-            part = part._replace(events=part.events[:keep], next_after=part.events[keep - 1].seq)
-        return part
+        events, next_after = part.events, part.next_after
+        texts = encoded_for(events, user_id)
+        keep = self._fitting(texts)
+        if keep < len(texts):
+            events, texts, next_after = events[:keep], texts[:keep], events[keep - 1].seq
+        return NewerPage(events, texts, next_after, part.gap)
 
     async def one(self, room: Room, seq: int) -> EncodedEvent | None:
         """Return the event with *seq* from memory or log, or None when it is in neither.
@@ -153,7 +225,7 @@ class Reader:
             bounds[name] = start
             if count > 0:
                 read = older_room(room, {name: start}, limit=count, archive=None)
-                part = await self._drive(room.room_id, read)
+                part = await self.run(room.room_id, read)
                 if part.gap is not None and part.gap.reason == "tier_unavailable":
                     raise StoreUnavailable
                 events.extend(part.events)
@@ -166,47 +238,34 @@ class Reader:
         events.sort(key=lambda event: event.seq or 0)
         is_end = all(bound == Bound(0) for bound in bounds.values())
         start_bounds = {name: Bound(through + 1) for name in counts}
-        part = cut(Slice(events, None if is_end else bounds), start_bounds, self._fitting(events[::-1]))
+        keep = self._fitting([event.json for event in reversed(events)])
+        part = cut(Slice(events, None if is_end else bounds), start_bounds, keep)
         return JoinPage(part.events, part.bounds)
 
-    async def replay(
-        self, room: Room, names: Sequence[str], *, after: int, through: int
-    ) -> list[EncodedEvent] | None:
-        """Return all events in (*after*, *through*], or None when they are too many or not all there."""
-        events: list[EncodedEvent] = []
+    def _fitting(self, texts: Sequence[bytes]) -> int:
+        """Return how many of *texts*, from the first, fit into a page; at least one."""
+        if sum(map(len, texts)) <= self._limits.page_bytes:
+            return len(texts)
         size = 0
-        at: int | None = after
-        while at is not None and at < through:
-            # In pieces: what is too much to replay is not read to its end first.
-            left = self._limits.replay_events - len(events)
-            limit = max(1, min(left, _REPLAY_STEP))
-            read = newer_room(room, names, after=at, through=through, limit=limit, archive=None)
-            part = await self._drive(room.room_id, read)
-            if part.gap is not None and part.gap.reason == "tier_unavailable":
-                raise StoreUnavailable
-            events += part.events
-            size += sum(len(event.json) for event in part.events)
-            if (
-                part.gap is not None
-                or len(events) > self._limits.replay_events
-                or size > self._limits.replay_bytes
-            ):
-                return None
-            at = part.next_after
-            if at is not None and len(events) == self._limits.replay_events:
-                return None
-        return events
-
-    def _fitting(self, events: Sequence[EncodedEvent]) -> int:
-        """Return how many of *events*, from the first, fit into a page; at least one."""
-        size = 0
-        for count, event in enumerate(events):
-            size += len(event.json)
+        for count, text in enumerate(texts):
+            size += len(text)
             if size > self._limits.page_bytes:
                 return max(1, count)
-        return len(events)
+        return len(texts)
 
-    async def _drive(self, room_id: str, read: Generator[Read, Reply, R]) -> R:
+    @staticmethod
+    def run_nowait(read: Generator[Read, Reply, R]) -> R | None:
+        """Return what *read* finds if memory has all of it; else None, having read nothing."""
+        try:
+            next(read)
+        except StopIteration as stop:
+            result: R = stop.value
+            return result
+        read.close()
+        return None
+
+    async def run(self, room_id: str, read: Generator[Read, Reply, R]) -> R:
+        """Return what *read* finds, reading log and archive of a room for it."""
         try:
             request = next(read)
             while True:
@@ -230,6 +289,9 @@ class Reader:
             return await self._store.stream_page(
                 room_id, request.event_name, before_position=request.before_position, limit=request.limit
             )
+        except StoreBusy:
+            # What it asked for is there: it is to be asked for again.
+            raise
         except StoreUnavailable as error:
             self._log.error("the log cannot be read for room %r: %s", room_id, error)
             return Unavailable()
@@ -304,7 +366,8 @@ class Reader:
             task.cancel()
 
     async def aclose(self, *, until: float) -> None:
-        """End the loads in flight, waiting for them until loop time *until*. May be called twice."""
+        """End what is being read, waiting for it until loop time *until*. May be called twice."""
+        await self.replays.aclose(until=until)
         await end_tasks(list(self._loads), until=until)
 
     def _late_load_ended(self, task: asyncio.Task[Any], room_id: str, request: ReadArchive) -> None:

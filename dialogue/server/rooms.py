@@ -109,9 +109,8 @@ class OpenRooms:
         # It may have read them before they were removed.
         await self.wait_woken(room_id)
         room = self.rooms.get(room_id)
-        ring = room.rings.get(event_name) if room is not None else None
-        if ring is not None:
-            ring.remove(through)
+        if room is not None:
+            room.remove(event_name, through)
 
     async def wait_woken(self, room_id: str) -> None:
         """Return when a room that is waking is awake, or has failed to."""

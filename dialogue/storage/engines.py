@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, NullPool, StaticPool, create_engine, event, make_url
+from sqlalchemy import URL, Connection, NullPool, QueuePool, StaticPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -208,6 +208,12 @@ def create_read_engine(url: URL) -> AsyncEngine:
         cursor.close()
 
     return engine
+
+
+def pool_size(engine: AsyncEngine) -> int:
+    """Return how many connections of *engine* may read at a time: as many as its pool keeps."""
+    # A pool of no size has no bound.
+    return (engine.pool.size() if isinstance(engine.pool, QueuePool) else 0) or READERS
 
 
 class SQLiteWriter(Writer):

@@ -30,11 +30,13 @@ from .engines import (
     check_path,
     create_read_engine,
     parse_url,
+    pool_size,
     shown_url,
 )
 from .lock import LogLock
 from .memory import milliseconds
 from .postgres import READ_SECONDS, PostgresWriter, cut_after
+from .read_turns import ReadTurns
 from .sql_directory import SQLDirectory
 from .statements import NAMES_PER_UNION, chunks
 from .tables import log, upsert
@@ -106,6 +108,7 @@ class SQLStore(Store):
         self._log = logging.getLogger("dialogue")
         self._lock: LogLock | None = None
         self._reader: AsyncEngine | None = None
+        self._read_turns: ReadTurns | None = None
         self._writer: Writer | None = None
         self._appender: transactions.Appender | None = None
         self._write_turn = asyncio.Lock()
@@ -171,6 +174,7 @@ class SQLStore(Store):
         self._write_turn = asyncio.Lock()
         engine = create_read_engine(self._url) if self._given_engine is None else self._given_engine
         self._reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._read_turns = ReadTurns(pool_size(engine))
         if self._schema is not None:
             self._reader = self._reader.execution_options(schema_translate_map={None: self._schema})
         self._appender = transactions.Appender(engine.dialect, clock=self._clock)
@@ -368,7 +372,14 @@ class SQLStore(Store):
         return await self._in_task(self._read_bounded(work))
 
     async def _read_bounded(self, work: Callable[[Connection], T]) -> T:
-        deadline = asyncio.get_running_loop().time() + READ_SECONDS
+        turns = self._read_turns
+        if turns is None:
+            raise StoreUnavailable("the store is not open")
+        async with turns.take():
+            # Its time begins now: how long it had to wait says nothing of the database.
+            return await self._read_until(asyncio.get_running_loop().time() + READ_SECONDS, work)
+
+    async def _read_until(self, deadline: float, work: Callable[[Connection], T]) -> T:
         try:
             try:
                 return await self._read_before(deadline, work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from dialogue import (
     Unauthenticated,
     define_event,
 )
+from dialogue.server import history
 
-from .harness import Refused, message, note, rooms, serve, typing_event, wire
+from ..attacks.held import HeldReads
+from .harness import Refused, eventually, message, note, rooms, serve, typing_event, wire
 
 pytestmark = pytest.mark.usefixtures("both_outboxes")
 
@@ -277,6 +280,52 @@ async def test_bad_history_bounds_are_refused(fields: dict[str, Any], code: str)
         with pytest.raises(Refused, match=code):
             await client.ask("history", room="general", **fields)
         await client.ask("history", room="general")
+
+
+async def test_a_page_from_memory_does_not_wait_for_one_from_the_log(tmp_path: Path) -> None:
+    """All reads of the connection wait for the log, and what is in memory is answered all the same."""
+    store = HeldReads(tmp_path)
+    dialogue = Dialogue(rooms(), store=store, limits=Limits(reads_in_flight=1))
+    async with serve(dialogue) as address, wire(address) as client:
+        await client.ask("join", room="general")
+        for number in range(20):
+            await client.trigger("general", "message", number, key=f"k{number}")
+        store.may_read.clear()
+        cold = await client.send("history", room="general", before=3)
+        await eventually(lambda: store.reading)
+        hot = await client.ask("history", room="general", event="message", limit=2)
+        assert [(event["data"], event["key"]) for event in hot["events"]] == [(18, "k18"), (19, "k19")]
+        store.may_read.set()
+        assert [event["data"] for event in (await client.answer(cold))["events"]] == [0, 1]
+
+
+async def test_many_pages_from_memory_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame may ask for hundreds of pages: the loop comes round between them."""
+    rounds = 0
+    answered: Counter[int] = Counter()
+    answer_nowait = history.answer_nowait
+
+    def counted(*args: Any, **kwargs: Any) -> bytes | None:
+        answered[rounds] += 1
+        return answer_nowait(*args, **kwargs)
+
+    async def go_round() -> None:
+        nonlocal rounds
+        while True:
+            await asyncio.sleep(0)
+            rounds += 1
+
+    monkeypatch.setattr(history, "answer_nowait", counted)
+    async with serve(Dialogue(rooms())) as address, wire(address) as client:
+        await client.ask("join", room="general")
+        await client.trigger("general", "message", 1)
+        going = asyncio.create_task(go_round())
+        commands = [{"type": "history", "ref": f"page-{number}", "room": "general"} for number in range(200)]
+        await client.send_raw(json.dumps(commands))
+        assert [event["data"] for event in (await client.answer("page-199"))["events"]] == [1]
+        going.cancel()
+    assert answered.total() == 200
+    assert max(answered.values()) <= 16
 
 
 async def test_membership_guards_everything() -> None:
