@@ -180,8 +180,8 @@ def _set() -> None:
 def _title(unit: str, figures: Sequence[Figure]) -> str:
     bounds = ", ".join(figure.bound() for figure in figures)
     is_more, is_less = "at least" in bounds, "at most" in bounds
-    better = "" if is_more == is_less else f", {'more' if is_more else 'less'} is better"
-    return ("per second" if unit == "/s" else unit) + better
+    better = "" if is_more == is_less else f"{'more' if is_more else 'less'} is better"
+    return ", ".join(part for part in ("per second" if unit == "/s" else unit, better) if part)
 
 
 def _head(sheet: Sheet, name: str, drawn: Sequence[Group]) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 import msgspec
 
 from .databases import stored
-from .listeners import Plan, Result
+from .fanout_load import Plan, Result
 from .processes import load
 from .report import Figure
 from .sides import (
+    ASGI,
     COMMITTING,
     DIALOGUE,
     DURABLE,
@@ -29,9 +30,23 @@ MANY = "32 publishers"
 ALONE = "1 publisher that waits for each"
 
 BOUNDS: dict[tuple[str, str], dict[str, float | None]] = {
-    (DIALOGUE, MANY): {LOOP: 12.0, NODE_WS: 8.0, NODE_SOCKETIO: 10.0, SOCKETIO: None, LITESTAR: None},
+    (DIALOGUE, MANY): {
+        LOOP: 12.0,
+        NODE_WS: 8.0,
+        NODE_SOCKETIO: 10.0,
+        SOCKETIO: None,
+        LITESTAR: None,
+        ASGI: None,
+    },
     (DURABLE, MANY): {LOOP: 8.0, COMMITTING: None},
-    (DIALOGUE, ALONE): {LOOP: 1.8, NODE_WS: 1.5},
+    (DIALOGUE, ALONE): {
+        LOOP: 1.8,
+        NODE_WS: 1.5,
+        NODE_SOCKETIO: None,
+        SOCKETIO: None,
+        LITESTAR: None,
+        ASGI: None,
+    },
 }
 """Who is measured with how many publishers, against whom, and by how many times it is to be ahead."""
 
@@ -86,6 +101,7 @@ def figures(runs: dict[tuple[str, str], list[Result]], *, subscribers: int) -> l
                     against=peer,
                     against_value=_best(theirs),
                     ratio_at_least=at_least,
+                    versions=SIDES[peer].versions(),
                     note=f"{_note(mine)}; {peer}: {_note(theirs)}",
                 )
             )

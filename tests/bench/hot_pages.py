@@ -24,7 +24,7 @@ PAGE = 50
 _BATCH = 100
 """Triggers in a frame of the publisher that fills the ring."""
 
-_PARSED = 500
+_PARSED = 499
 """Of so many answers one is parsed and looked at in full; of the others bytes are searched."""
 
 

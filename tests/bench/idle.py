@@ -16,6 +16,7 @@ from .generator import main, until, until_quiet
 from .members import Member, open_all
 from .processes import load, resident_bytes, serving_all
 from .report import Figure
+from .serve import INCLUDED
 
 _SECONDS = 0.25
 """Time between two looks at the server's memory; it has settled when two are the same but for a hundredth."""
@@ -23,14 +24,20 @@ _SECONDS = 0.25
 _LOOKS = 40
 """Looks after which it is taken as it is."""
 
-ONE_ROOM, ROOMS, ECHO = (
+ONE_ROOM, ROOMS, IN_FASTAPI, ECHO = (
     "connected and in one room",
     "connected and each in a room of its own",
+    "the same in one room, in a FastAPI application",
     "bare FastAPI echo",
 )
 
-SIDES = {ONE_ROOM: ("dialogue", 1), ROOMS: ("dialogue", 0), ECHO: ("echo", 0)}
-"""What is measured; the server, and its dialect; over how many rooms the connections are spread: 0 is one for each."""
+SIDES = {
+    ONE_ROOM: ("dialogue", "dialogue", 1),
+    ROOMS: ("dialogue", "dialogue", 0),
+    IN_FASTAPI: (INCLUDED, "dialogue", 1),
+    ECHO: ("echo", "echo", 0),
+}
+"""What is measured: the server, its dialect, and over how many rooms the connections are spread: 0 is one for each."""
 
 _HERE = Message(b"still here", b"x", 1)
 
@@ -129,10 +136,10 @@ def measure(plan: Plan, *, names: Iterable[str], rounds: int) -> list[Figure]:
     for _ in range(rounds):
         with serving_all({name: (SIDES[name][0], "") for name in runs}) as served:
             for name, done in runs.items():
-                server, rooms = SIDES[name]
+                _, dialect, rooms = SIDES[name]
                 at = served[name]
                 result = load(
-                    msgspec.structs.replace(plan, port=at.port, pid=at.pid, rooms=rooms, dialect=server),
+                    msgspec.structs.replace(plan, port=at.port, pid=at.pid, rooms=rooms, dialect=dialect),
                     Result,
                 )
                 assert result.answered == plan.connections, result

@@ -7,8 +7,8 @@ from collections.abc import Container
 
 import msgspec
 
-from .arrivals import Plan, Result
 from .databases import stored
+from .latency_load import Plan, Result
 from .processes import load
 from .report import Figure
 from .sides import DURABLE, LOOP, NODE_WS, SIDES, files, present, serving_sides
@@ -49,6 +49,7 @@ def measure(plan: Plan, *, names: Container[str], rounds: int) -> list[Figure]:
             against=peer,
             against_value=_p99(runs[peer]),
             ratio_at_most=at_most,
+            versions=SIDES[peer].versions(),
             note=f"{_note(runs[DURABLE])}; {peer}: {_note(runs[peer])}",
         )
         for peer, at_most in PEERS.items()

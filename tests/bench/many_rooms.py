@@ -234,7 +234,7 @@ def figures(store: str, rounds: Sequence[Round], *, rooms: int, members: int, is
     """Return what a message and what a delivery costs; nothing where the system does not tell.
 
     Args:
-        is_bound: Whether the issue's bound is of this store.
+        is_bound: Whether the bound holds for this store.
     """
     made = []
     for unit, against, sides in (

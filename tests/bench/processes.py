@@ -43,12 +43,11 @@ class Served:
 
 
 @contextmanager
-def serving(name: str, store: str = "", *, tree: Path = ROOT, is_pinned: bool = False) -> Iterator[Served]:
+def serving(name: str, store: str = "", *, is_pinned: bool = False) -> Iterator[Served]:
     """Serve *name* (one of `serve.SERVERS`, `PEERS` or `NODE`) over *store* until the end of the block.
 
     Args:
         is_pinned: Whether it keeps to the first core, once it serves.
-        tree: Where the code is, so that two versions of it can be compared in one run.
 
     Raises:
         RuntimeError: It did not start, or not stop in order; its output is on standard error.
@@ -59,8 +58,8 @@ def serving(name: str, store: str = "", *, tree: Path = ROOT, is_pinned: bool = 
     _raise_file_limit()
     process = subprocess.Popen(
         command,
-        cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

@@ -9,7 +9,7 @@ import msgspec
 
 from .databases import database, durable, stored
 from .processes import cpu_seconds, difference, load, serving
-from .publishers import Plan, Result
+from .publish_load import Plan, Result
 from .report import Figure
 
 VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (

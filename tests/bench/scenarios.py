@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from . import (
-    arrivals,
     fanout,
+    fanout_load,
     filling,
     hot_pages,
     idle,
     latency,
-    listeners,
+    latency_load,
     many_rooms,
     pages,
     publish,
@@ -19,7 +19,7 @@ from . import (
     storm,
 )
 from .databases import database, durable
-from .publishers import Plan
+from .publish_load import Plan
 from .report import Figure
 from .scale import Scale
 
@@ -74,7 +74,7 @@ def run_idle(scale: Scale, postgres: str | None) -> list[Figure]:
 
 def run_fanout(scale: Scale, postgres: str | None) -> list[Figure]:
     """Everyone in a room is told of each message."""
-    plan = listeners.Plan(
+    plan = fanout_load.Plan(
         subscribers=scale.subscribers, warm_up_seconds=scale.warm_up_seconds, seconds=scale.fanout_seconds
     )
     return fanout.measure(plan, names=scale.sides, rounds=scale.rounds)
@@ -82,7 +82,7 @@ def run_fanout(scale: Scale, postgres: str | None) -> list[Figure]:
 
 def run_latency(scale: Scale, postgres: str | None) -> list[Figure]:
     """How long a message is on its way to everyone in a room."""
-    plan = arrivals.Plan(
+    plan = latency_load.Plan(
         subscribers=scale.subscribers, warm_up_seconds=scale.warm_up_seconds, seconds=scale.latency_seconds
     )
     return latency.measure(plan, names=scale.sides, rounds=scale.rounds)

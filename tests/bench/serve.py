@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fastapi import FastAPI
 from pydantic import BaseModel
 
 from dialogue import Dialogue, History, Limits, RoomConfig, SQLStore, define_event
@@ -23,6 +24,7 @@ from dialogue.server.run import listen, serve
 from tests.rates import UNRATED
 
 from .peers.common import Message
+from .serve_peer import serve_peer
 
 
 class Document(BaseModel):
@@ -82,7 +84,10 @@ def make_soaked(store: str) -> Dialogue:
     return dialogue
 
 
-SERVERS = {"dialogue": make_dialogue, "soak": make_soaked}
+PLAIN, INCLUDED = "plain", "included"
+
+SERVERS = {"dialogue": make_dialogue, "soak": make_soaked, PLAIN: make_dialogue, INCLUDED: make_dialogue}
+"""`PLAIN` is served by uvicorn itself; `INCLUDED` has the router in a FastAPI application of its own."""
 
 
 def main(name: str, store: str) -> None:
@@ -92,8 +97,16 @@ def main(name: str, store: str) -> None:
         raise SystemExit(f"there is no server {name!r}")
     listener = listen("127.0.0.1", 0)
     dialogue = SERVERS[name](store)
-    port = listener.getsockname()[1]
-    serve(dialogue, dialogue.app, listener, on_serving=lambda: print(f"serving at {port}", flush=True))
+    said = f"serving at {listener.getsockname()[1]}"
+    if name == PLAIN:
+        print(said, flush=True)
+        serve_peer(dialogue.app, listener)
+        return
+    app = dialogue.app
+    if name == INCLUDED:
+        app = FastAPI()
+        app.include_router(dialogue.router)
+    serve(dialogue, app, listener, on_serving=lambda: print(said, flush=True))
 
 
 if __name__ == "__main__":

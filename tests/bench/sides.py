@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -39,10 +41,21 @@ class Side(NamedTuple):
             return f"node, and npm install --prefix {NODE.relative_to(NODE.parents[3])}"
         return "" if importlib.util.find_spec(self.package) else 'pip install -e ".[bench]"'
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of Node and of its package, where the server is one of Node's."""
+        if not (NODE / f"{self.server}.mjs").exists():
+            return {}
+        node = subprocess.run(
+            ["node", "--version"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        about = json.loads((NODE / "node_modules" / self.package / "package.json").read_text())
+        return {"node": node.removeprefix("v"), self.package: about["version"]}
 
-DIALOGUE, DURABLE, LOOP, NODE_WS, NODE_SOCKETIO, SOCKETIO, LITESTAR, COMMITTING = (
+
+DIALOGUE, DURABLE, ASGI, LOOP, NODE_WS, NODE_SOCKETIO, SOCKETIO, LITESTAR, COMMITTING = (
     "Dialogue",
     "Dialogue on SQLite",
+    "Dialogue under plain uvicorn",
     "FastAPI loop",
     "Node ws",
     "Socket.IO on Node",
@@ -54,6 +67,7 @@ DIALOGUE, DURABLE, LOOP, NODE_WS, NODE_SOCKETIO, SOCKETIO, LITESTAR, COMMITTING 
 SIDES = {
     DIALOGUE: Side("dialogue", "dialogue"),
     DURABLE: Side("dialogue", "dialogue", is_stored=True),
+    ASGI: Side("plain", "dialogue"),
     LOOP: Side("fastapi_loop"),
     NODE_WS: Side("ws", package="ws"),
     NODE_SOCKETIO: Side("socketio", "socketio", package="socket.io"),

@@ -97,10 +97,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     server_share: float | None
 
 
-class _Data(msgspec.Struct):
-    text: str
-
-
 class _Event(msgspec.Struct):
     seq: int
 

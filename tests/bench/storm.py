@@ -163,7 +163,7 @@ def figures(
     """Return what *ours*, *peers* and *shared* (the publishers in the clients' room; may be none) come to.
 
     Args:
-        is_bound: Whether the issue's bounds are for this database.
+        is_bound: Whether the bounds hold for this database.
     """
     best, best_peer = (_best(rounds, clients) for rounds in (ours, peers))
     what = f"{kind}: {clients:,} clients, {MISSED} events behind"

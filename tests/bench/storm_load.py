@@ -27,7 +27,7 @@ REST_SHARE = 0.5
 """A server that uses no more of a core is at rest: the publishers go on."""
 
 RETRY_SECONDS = 2.0
-"""After which a client asks again for what the server could not read; up to twice that, as chance has it."""
+"""After which a client asks again for what the server could not read and names no time; up to twice that, by chance."""
 
 Step = Literal["resume", "connect", "upgrade"]
 """How far clients go that come back: to the end, or only to ``connected``, or only to the open WebSocket."""
@@ -111,6 +111,7 @@ class _Message(msgspec.Struct):
     seq: int | None = None
     epoch: str = ""
     code: str = ""
+    retry_after_seconds: float | None = None
     recovered: bool | None = None
     events: list[_Event] = []
     data: _Data | None = None
@@ -164,9 +165,9 @@ class Client(Connection):
                 assert message.seq is not None
                 assert message.data is not None
                 self.live.append((message.seq, message.data.text))
-            elif message.type == "error" and message.code == "STORE_UNAVAILABLE":
+            elif message.type == "error" and message.code in ("STORE_UNAVAILABLE", "BACKPRESSURE"):
                 self.refused += 1
-                seconds = RETRY_SECONDS * (1 + random())
+                seconds = message.retry_after_seconds or RETRY_SECONDS * (1 + random())
                 asyncio.get_running_loop().call_later(seconds, self.send, self._join())
             elif message.type == "error":
                 self.transport.abort()

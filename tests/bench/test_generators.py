@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from . import arrivals, listeners
+from . import fanout_load, latency_load
 from .dialects import DIALECTS, Dialect
 from .members import MARK, Publisher, marked, message
 from .sides import SIDES, Side
@@ -36,7 +36,7 @@ async def test_a_sweep_counts_marks_wherever_reads_end(
 ) -> None:
     """Three messages count as three, cut at any byte of the second."""
     server, subscriber = pair
-    subscribers = listeners.Subscribers([subscriber])
+    subscribers = fanout_load.Subscribers([subscriber])
     sweep = asyncio.create_task(subscribers.sweep(lambda: None))
     data = frames(1, 2, 3)
     first = len(frames(1)) + cut
@@ -52,7 +52,7 @@ async def test_a_sweep_counts_marks_wherever_reads_end(
 def test_arrivals_are_known_wherever_reads_end(pair: tuple[socket.socket, socket.socket], cut: int) -> None:
     """Each message is told once, with its publisher and number, cut at any byte of the second."""
     server, subscriber = pair
-    subscribers = arrivals.Subscribers([subscriber], publishers=4)
+    subscribers = latency_load.Subscribers([subscriber], publishers=4)
     data = frames(1, 2, 3)
     first = len(frames(1)) + cut
     for part in (data[:first], data[first:]):
@@ -69,14 +69,14 @@ async def test_lost_and_doubled_messages_are_seen(
 ) -> None:
     """By the observer of a fan-out and by each subscriber of a latency run."""
     server, subscriber = pair
-    subscribers = arrivals.Subscribers([subscriber], publishers=4)
+    subscribers = latency_load.Subscribers([subscriber], publishers=4)
     server.sendall(frames(*numbers))
     subscribers.read()
     subscribers.selector.close()
     assert subscribers.wrong == wrong
     dialect = Dialect()
-    observer = listeners.Observer(
-        dialect, [Publisher(dialect, index) for index in range(4)], listeners.Subscribers([])
+    observer = fanout_load.Observer(
+        dialect, [Publisher(dialect, index) for index in range(4)], fanout_load.Subscribers([])
     )
     observer.is_ended = True
     for number in numbers:
@@ -95,20 +95,20 @@ async def test_publishers_wait_for_the_sweep() -> None:
 
     dialect = Dialect()
     publisher = Noted(dialect, 0)
-    subscribers = listeners.Subscribers([])
-    observer = listeners.Observer(dialect, [publisher], subscribers)
-    for number in range(1, listeners.MOST_UNREAD + 4):
+    subscribers = fanout_load.Subscribers([])
+    observer = fanout_load.Observer(dialect, [publisher], subscribers)
+    for number in range(1, fanout_load.MOST_UNREAD + 4):
         observer.on_data(marked(0, number))
-    assert publisher.published == listeners.MOST_UNREAD
+    assert publisher.published == fanout_load.MOST_UNREAD
     subscribers.fewest = 3
     observer.go_on()
-    assert publisher.published == listeners.MOST_UNREAD + 3
+    assert publisher.published == fanout_load.MOST_UNREAD + 3
     assert observer.wrong == 0
 
 
 def test_a_result_with_something_missing_is_refused() -> None:
     """A figure that is not backed by true answers does not count."""
-    result = listeners.Result(
+    result = fanout_load.Result(
         deliveries_per_second=1.0,
         sent=3,
         landed=3,

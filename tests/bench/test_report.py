@@ -86,7 +86,8 @@ def test_the_page_shows_the_figures() -> None:
     expected = {f"{name}.svg": charts.draw(name, taken.figures) for name, taken in run.scenarios.items()}
     assert sorted(drawn) == sorted(expected), AGAIN
     for name, chart in expected.items():
-        assert drawn[name] == chart, f"{name}: {AGAIN}"
+        # Their texts: another release of the library may draw the same chart by other bytes.
+        assert texts(drawn[name]) == texts(chart), f"{name}: {AGAIN}"
 
 
 def test_the_figures_are_of_scenarios_that_exist() -> None:

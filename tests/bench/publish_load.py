@@ -1,4 +1,4 @@
-"""The load generator of durable publishes: ``python -m tests.bench.publishers PLAN``.
+"""The load generator of durable publishes: ``python -m tests.bench.publish_load PLAN``.
 
 It must not be the limit of what it measures: it searches bytes instead of parsing JSON (see also `tests.bench.wire`).
 

@@ -1,4 +1,4 @@
-"""The load generator of latencies, from publisher to subscriber: ``python -m tests.bench.arrivals PLAN``.
+"""The load generator of latencies, from publisher to subscriber: ``python -m tests.bench.latency_load PLAN``.
 
 Messages go out at even intervals, whatever has become of those before, and times count from when a message was due: a
 server that is late with one does not delay the next, and what waits counts.

@@ -1,4 +1,4 @@
-"""The load generator of a fan-out: many subscribers, some publishers: ``python -m tests.bench.listeners PLAN``.
+"""The load generator of a fan-out: many subscribers, some publishers: ``python -m tests.bench.fanout_load PLAN``.
 
 It must not be the limit of what it measures. So the subscribers are plain sockets that are read in turn, many frames at
 a time, and every message has three bytes that nothing else has: a subscriber's copies are counted at the speed of C,
