@@ -15,6 +15,7 @@ from .members import MARK, Member, message, open_all
 from .processes import NODE, PEERS, Served, serving_all
 from .publish import VARIANTS
 from .scale import MOMENT
+from .serve import SERVERS
 from .sides import SIDES
 
 COMMON = {"__init__", "common"}
@@ -60,7 +61,7 @@ def served() -> Iterator[dict[str, Served]]:
 def test_each_is_tried() -> None:
     """Here, or by a scenario."""
     programs = {path.stem for path in (*PEERS.glob("*.py"), *NODE.glob("*.mjs"))} - COMMON
-    assert programs == {*OTHERS, ACKING, *IN_SCENARIOS} - {"dialogue"}
+    assert programs == {*OTHERS, ACKING, *IN_SCENARIOS} - set(SERVERS)
 
 
 @pytest.mark.parametrize("name", OTHERS)
