@@ -97,6 +97,7 @@ class Commands:
             # Each asks the application who it is: as often as one may join, and no oftener.
             spend(session.heard, session.rates.joins)
         self._has_asked = True
+        hub.connections.asks(session)
         with session.connect_timer_paused():
             await hub.pacer.wait()
             try:

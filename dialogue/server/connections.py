@@ -26,8 +26,9 @@ class Connections:
         self.sessions: set[Session] = set()
         # A peer that does not read keeps its socket for a while after its session: it counts until then.
         self._ending: set[Session] = set()
-        # In the order in which they came. A dict, because a set has none.
-        self._connecting: dict[Session, None] = {}
+        # In the order in which they came. Dicts, because a set has none.
+        self._silent: dict[Session, None] = {}
+        self._asking: dict[Session, None] = {}
         self._by_user: dict[str, dict[Session, None]] = {}
 
     @property
@@ -38,16 +39,31 @@ class Connections:
     def add(self, session: Session) -> None:
         """Note a connection that has been upgraded.
 
-        When ``limits.connecting`` have not said who they are, the oldest of them is closed: whoever means to speak
-        does so at once, so that those who never speak cannot keep others out.
+        When ``limits.connecting`` have not been told ``connected``, the oldest of them is closed: whoever means to
+        speak does so at once, so that those who never speak cannot keep others out. Of those whose ``connect`` has
+        come the oldest is closed only where there are no others.
         """
         self.sessions.add(session)
-        self._connecting[session] = None
-        if len(self._connecting) > self._limits.connecting:
-            oldest = next(iter(self._connecting))
-            del self._connecting[oldest]
+        self._silent[session] = None
+        if len(self._silent) + len(self._asking) > self._limits.connecting:
+            oldest = (
+                next(iter(self._silent))
+                if len(self._silent) > 1
+                else next(iter(self._asking or self._silent))
+            )
+            self._forget(oldest)
             self._metrics.refused.labels("connecting").inc()
             oldest.close(protocol.CLOSE_UNAUTHENTICATED, "no connect in time")
+
+    def asks(self, session: Session) -> None:
+        """Note that a connection's ``connect`` has come."""
+        if session in self._silent:
+            del self._silent[session]
+            self._asking[session] = None
+
+    def _forget(self, session: Session) -> None:
+        self._silent.pop(session, None)
+        self._asking.pop(session, None)
 
     def identify(self, session: Session, user_id: str) -> None:
         """Note whose a connection is.
@@ -58,7 +74,7 @@ class Connections:
         mine = self._by_user.setdefault(user_id, {})
         if len(mine) >= self._limits.connections_per_user:
             raise RateLimited(f"a user has at most {self._limits.connections_per_user} connections")
-        self._connecting.pop(session, None)
+        self._forget(session)
         mine[session] = None
 
     def remove(self, session: Session) -> None:
@@ -69,7 +85,7 @@ class Connections:
         """Note that a connection's session has ended; its socket counts until `remove`."""
         self._ending.add(session)
         self.sessions.discard(session)
-        self._connecting.pop(session, None)
+        self._forget(session)
         mine = self._by_user.get(session.user_id)
         if mine is not None:
             mine.pop(session, None)

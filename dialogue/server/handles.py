@@ -136,7 +136,7 @@ class Client:
 
     def disconnect(self, *, code: int = 1000, reason: str = "") -> None:
         """Close the connection."""
-        self._session.close(code, reason)
+        self._session.in_loop(lambda: self._session.close(code, reason))
 
     def __repr__(self) -> str:
         return f"<Client {self.client_id} user={self.user_id!r}>"

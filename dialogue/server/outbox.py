@@ -114,7 +114,7 @@ class Outbox:
         size = len(frame.data)
         self._queue.append((frame, is_live))
         self.total_bytes += size
-        if self._writer is None:
+        if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write(self._queue), name="dialogue-session-write")
         if is_live:
             self.live_bytes += size
@@ -168,6 +168,10 @@ class Outbox:
     async def wait_empty(self) -> None:
         """Return when everything was given to the transport (at once when closed)."""
         while self._writer is not None and not self._is_closed:
+            if self._writer.done():
+                # Ended by somebody else before it began: nothing is sent any more.
+                self.close()
+                return
             await asyncio.wait({self._writer})
 
     async def _write(self, queue: deque[tuple[Frame, bool]]) -> None:

@@ -17,9 +17,10 @@ what it is without pacing, and the clients take a tenth longer; with two steps a
 
 
 class Pacer:
-    """Lets a number of steps go on in each turn of the loop, in the order of asking.
+    """Lets a number of steps go on in each turn of the loop, in the order of asking; arrivals yield to what has begun.
 
-    What waits is bounded by those who ask: each does so with one step at a time.
+    So the connections that have been let in and have not said who they are stay few, whatever comes. What waits is
+    bounded by those who ask, each with one step at a time; who asks for an arrival looks at `arriving` before.
     """
 
     def __init__(self, *, per_turn: int = STEPS_PER_TURN) -> None:
@@ -27,16 +28,22 @@ class Pacer:
         self._per_turn = per_turn
         self._left = per_turn
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._arriving: deque[asyncio.Future[None]] = deque()
         self._is_turning = False
 
-    async def wait(self) -> None:
+    @property
+    def arriving(self) -> int:
+        """How many arrivals wait."""
+        return len(self._arriving)
+
+    async def wait(self, *, is_arrival: bool = False) -> None:
         """Return when the step may be done: at once, unless many ask in this turn."""
         self._turn_later()
-        if self._left and not self._waiting:
+        if self._left and not self._waiting and not (is_arrival and self._arriving):
             self._left -= 1
             return
         waiting = self._loop.create_future()
-        self._waiting.append(waiting)
+        (self._arriving if is_arrival else self._waiting).append(waiting)
         await waiting
 
     def _turn_later(self) -> None:
@@ -47,8 +54,10 @@ class Pacer:
     def _turn(self) -> None:
         self._is_turning = False
         self._left = self._per_turn
-        while self._waiting and self._left:
-            waiting = self._waiting.popleft()
+        while self._left and (self._waiting or self._arriving):
+            # One arrival a turn, whatever else waits: nobody stands at the door for ever.
+            is_arrival = bool(self._arriving) and (not self._waiting or self._left == 1)
+            waiting = (self._arriving if is_arrival else self._waiting).popleft()
             # One whose step was cancelled takes nobody's place.
             if not waiting.done():
                 waiting.set_result(None)

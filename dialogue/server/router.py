@@ -46,7 +46,8 @@ class Application(FastAPI):
     It includes the router of *dialogue* without a prefix and without dependencies. Then nothing on the way to the
     socket's route can differ from connection to connection, and the way costs each one ten kilobytes, which its
     coroutines and exit stacks keep as long as it is open, and a third of its upgrade. Where middleware was added, the
-    way is taken.
+    way is taken. What else is hooked into that way, such as tracing by a patched `FastAPI.__call__` or a handler of
+    exceptions, does not see the socket; include the router in an application of your own for that.
     """
 
     def __init__(self, dialogue: Dialogue, **options: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -108,9 +108,9 @@ class Session:
         self._connect_timer: asyncio.Timeout | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._close: tuple[int, str] | None = None
-        loop = asyncio.get_running_loop()
-        self._closing: asyncio.Future[None] = loop.create_future()
-        self._closed: asyncio.Future[None] = loop.create_future()
+        self._loop = asyncio.get_running_loop()
+        self._closing: asyncio.Future[None] = self._loop.create_future()
+        self._closed: asyncio.Future[None] = self._loop.create_future()
         self._is_pinged = False
         self._is_working = False
         limits, now = hub.limits, self.heard
@@ -141,8 +141,11 @@ class Session:
                 self.hub.log.error("a connection failed", exc_info=reader.exception())
                 self.close(protocol.CLOSE_INTERNAL_ERROR, "internal error")
             if self._close is None:
-                self._outbox.close()  # the peer has gone
-            await self.hub.pacer.wait()
+                # The peer has gone, and maybe many others with it. Whom the server closes leaves at once: nothing may
+                # be done in that one's name meanwhile.
+                reader.cancel()
+                self._outbox.close()
+                await self.hub.pacer.wait()
         finally:
             # From here on nothing is awaited before the rooms are left: a cancelled session must not stay in them.
             self._is_ended = True
@@ -439,7 +442,16 @@ class Session:
         """Send a ``message`` to this connection alone; it counts as live, for nobody asked for it."""
         encoded = admission.encode_json(data, max_depth=self.limits.data_depth)
         head = protocol.encode_message({"type": "message", "event": event})
-        self.send([head[:-1] + b',"data":' + encoded + b"}"], is_live=True)
+        self.in_loop(lambda: self.send([head[:-1] + b',"data":' + encoded + b"}"], is_live=True))
+
+    def in_loop(self, step: Callable[[], None]) -> None:
+        """Take *step* in the loop's thread: at once if this is it, soon if a ``def`` hook calls from another one."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._loop.call_soon_threadsafe(step)
+        else:
+            step()
 
     # -- as a publisher ------------------------------------------------------------------------------------------
 

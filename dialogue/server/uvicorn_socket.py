@@ -115,6 +115,8 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
             self._message_bytes: int | None = None
+            self._is_lowered = False
+            self._abortion: asyncio.TimerHandle | None = None
             self._writable = _Writable()
             self._safely(self._lower)
             self._safely(self._slim)
@@ -124,9 +126,12 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
             self.conn.max_message_size = min(
                 bytes_before_connect, self._message_bytes or bytes_before_connect
             )
+            self._is_lowered = True
 
         def _raise(self) -> None:
-            self.conn.max_message_size = self._message_bytes
+            if self._is_lowered:
+                self._is_lowered = False
+                self.conn.max_message_size = self._message_bytes
 
         def _slim(self) -> None:
             if not self.queue.empty() or not self.writable.is_set():
@@ -161,6 +166,19 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
             if self.handshake_initiated and not self.close_sent:
                 self._safely(self._offer)
 
+        def on_task_complete(self, task: asyncio.Task[None]) -> None:
+            super().on_task_complete(task)
+            if not self.disconnected:
+                # uvicorn closes the transport, which waits until the peer has read what is buffered: one that does
+                # not read would keep its socket, beside the limits, for ever.
+                self._abortion = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            if self._abortion is not None:
+                self._abortion.cancel()
+                self._abortion = None
+
         def handle_cont(self, event: Any) -> None:
             super().handle_cont(event)
             if len(self.frames) > FRAGMENTS:
@@ -178,8 +196,9 @@ def uvicorn_socket(*, bytes_before_connect: int, logger: logging.Logger) -> type
                 return
             try:
                 step()
-            except AttributeError as error:
+            except (AttributeError, KeyError) as error:
                 UvicornSocket.is_off = True
+                self._raise()
                 logger.warning(
                     "this uvicorn is not known: frames go out by ASGI, and are bounded only when they are whole (%s)",
                     error,

@@ -141,6 +141,15 @@ async def _refuse(websocket: WebSocket, hub: Hub, reason: str) -> None:
         await websocket.close(code=1013)
 
 
+def _reason_to_refuse(hub: Hub) -> str | None:
+    """Return why no connection can be taken now; None if one can."""
+    if hub.is_stopping:
+        return "stopping"
+    if hub.connections.is_full or hub.pacer.arriving >= hub.limits.connections:
+        return "connections"
+    return None
+
+
 async def serve_websocket(
     websocket: WebSocket,
     hub: Hub,
@@ -165,12 +174,11 @@ async def serve_websocket(
         )
         await websocket.close(code=1008)
         return
-    await hub.pacer.wait()
-    if hub.is_stopping:
-        await _refuse(websocket, hub, "stopping")
-        return
-    if hub.connections.is_full:
-        await _refuse(websocket, hub, "connections")
+    if _reason_to_refuse(hub) is None:
+        await hub.pacer.wait(is_arrival=True)
+    reason = _reason_to_refuse(hub)
+    if reason is not None:
+        await _refuse(websocket, hub, reason)
         return
     try:
         await websocket.accept()

@@ -51,7 +51,8 @@ async def attacked(
             await eventually(lambda: not hub.connections.sessions and not hub.connections.is_full)
             await eventually(lambda: not _session_tasks())
             assert not hub.connections.users
-            assert not hub.connections._connecting
+            assert not hub.connections._silent
+            assert not hub.connections._asking
             assert not hub.connections._ending
             assert not hub.access._watched
             assert all(not found.size and not found.users for found in hub.rooms.values())

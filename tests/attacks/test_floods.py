@@ -58,8 +58,26 @@ async def test_a_thousand_connections_that_never_speak() -> None:
             await still_serves(ann)
             for socket in silent[:790]:
                 assert await socket.until_closed() == 4001
-            assert len(dialogue.hub().connections._connecting) <= 200
+            assert len(dialogue.hub().connections._silent) <= 200
         assert counted(dialogue, "dialogue_connections_refused_total", reason="connecting") >= 800
+
+
+async def test_a_crowd_that_comes_at_once_is_let_in() -> None:
+    """Ten times as many as may be undecided at a time upgrade and say `connect` at one moment: none is closed."""
+    dialogue = Dialogue(rooms(), limits=Limits(connecting=40, connections_per_user=1000))
+    async with attacked(dialogue, backlog=1024) as address, AsyncExitStack() as stack:
+        host, _, port = address.partition(":")
+        crowd = [RawSocket(*await asyncio.open_connection(host, int(port))) for _ in range(400)]
+        for socket in crowd:
+            stack.push_async_callback(socket.aclose)
+
+        async def come(socket: RawSocket) -> None:
+            assert await socket.upgrade(address) == 101
+            await socket.text('{"type":"connect","auth":{"user_id":"ann"}}')
+            await socket.read_message("connected")
+
+        await asyncio.gather(*map(come, crowd))
+        assert not counted(dialogue, "dialogue_connections_refused_total", reason="connecting")
 
 
 async def test_those_who_connect_are_not_the_oldest_silent_ones() -> None:

@@ -136,6 +136,28 @@ async def test_nothing_is_written_behind_a_close_frame() -> None:
         assert frames.index(CLOSE) == len(frames) - 1
 
 
+async def test_who_does_not_read_keeps_no_socket() -> None:
+    """E5: one that was closed as too slow is dropped, buffered bytes and all, although it reads nothing of it."""
+    dialogue = Dialogue(rooms(), limits=Limits(outbox_bytes=100_000, message_bytes=60_000))
+    sockets: list[Any] = []
+
+    class Noted(own_socket(dialogue)):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.close_timeout = 0.2
+            sockets.append(self)
+
+    async with serve(dialogue, ws=Noted) as address, wire(address) as alice, raw(address) as mallory:
+        await alice.ask("join", room="general")
+        await mallory.text('{"type":"join","room":"general"}')
+        await mallory.read_message("joined")
+        mallory.stop_reading()
+        while b'code="4008"' not in dialogue.metrics.render():
+            await alice.trigger("general", "message", "x" * 50_000)
+        await eventually(lambda: sockets[1].disconnected)
+        assert not sockets[0].disconnected
+
+
 async def test_another_uvicorn_is_told_of_once_and_works(caplog: pytest.LogCaptureFixture) -> None:
     """Where what the bounds need has been moved, the server says so once and goes on without them."""
     dialogue = Dialogue(rooms())

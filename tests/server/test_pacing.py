@@ -60,6 +60,24 @@ async def test_who_has_gone_takes_nobodys_place() -> None:
     assert order == [0, 3, 5]
 
 
+async def test_arrivals_yield_to_what_has_begun() -> None:
+    """One a turn goes on, whatever else waits; the rest when nothing else does."""
+    pacer = Pacer(per_turn=4)
+    order: list[str] = []
+
+    async def step(name: str, *, is_arrival: bool) -> None:
+        await pacer.wait(is_arrival=is_arrival)
+        order.append(name)
+
+    tasks = [asyncio.create_task(step("arrival", is_arrival=True)) for _ in range(12)]
+    await asyncio.sleep(0)
+    assert pacer.arriving == 8
+    tasks += [asyncio.create_task(step("begun", is_arrival=False)) for _ in range(12)]
+    await asyncio.wait(tasks)
+    assert order == ["arrival"] * 8 + ["begun", "begun", "begun", "arrival"] * 4
+    assert not pacer.arriving
+
+
 async def test_others_are_served_between() -> None:
     """While a thousand wait, whoever asks nothing has every turn of the loop."""
     pacer = Pacer(per_turn=2)

@@ -60,6 +60,29 @@ async def test_without_a_name_the_user_is_the_client() -> None:
             await client.ask("connect", auth={"user_id": ""})
 
 
+async def test_a_hook_in_a_thread_can_send_and_disconnect() -> None:
+    """`Client.send` and `disconnect` of a `def` hook happen in the loop, in their order."""
+    dialogue = Dialogue(rooms())
+
+    @dialogue.on_joined
+    def joined(client: Client, room: RoomHandle) -> None:
+        for number in range(3):
+            client.send("greeting", number)
+        if room.room_id == "other":
+            client.disconnect(code=4321)
+
+    async with serve(dialogue) as address, wire(address) as client:
+        await client.ask("join", room="general")
+
+        def greetings() -> list[int]:
+            return [message["data"] for message in client.messages if message["type"] == "message"]
+
+        await client.until(lambda: len(greetings()) == 3)
+        assert greetings() == [0, 1, 2]
+        await client.ask("join", room="other")
+        assert await client.until_closed() == 4321
+
+
 async def test_commands_before_connect_are_refused() -> None:
     """Nothing but `connect` is taken first, and the connection goes on."""
     async with serve(Dialogue(rooms())) as address, wire(address, None) as client:
