@@ -242,7 +242,7 @@ class Replays:
                 if replay.covers(through):
                     return replay.part(through, user_id=user_id, limits=self._limits)
                 if replay.reading is None and not self._read_memory(replay):
-                    self._start(replay)
+                    self._start(key, replay)
                 if replay.reading is not None:
                     await self._result_of(replay.reading)
         finally:
@@ -273,17 +273,18 @@ class Replays:
             self._take(replay, part.events, part, through)
         return True
 
-    def _start(self, replay: Replay) -> None:
+    def _start(self, key: _Key, replay: Replay) -> None:
         # A task of its own: whoever began it may go away, and the others still get what it finds.
         task = replay.reading = asyncio.create_task(self._read_log(replay), name="dialogue-replay")
         self._reads.add(task)
-        task.add_done_callback(lambda done: self._on_read(done, replay))
+        task.add_done_callback(lambda done: self._on_read(done, key, replay))
 
     async def _read_log(self, replay: Replay) -> None:
         """Go on to the present."""
         room = replay.room
         try:
-            while not replay.covers(room.last_seq) and not replay.is_void:
+            # For those who wait: what all of them have left is not read to its end.
+            while replay.waiting and not replay.covers(room.last_seq) and not replay.is_void:
                 with room.watch() as replaced:
                     through = room.last_seq
                     part = await self._run(room.room_id, self._next(replay, through))
@@ -317,10 +318,13 @@ class Replays:
             # Each who waits is answered with an error of its own.
             raise busy() if isinstance(error, StoreBusy) else copy(error) from error
 
-    def _on_read(self, task: asyncio.Task[None], replay: Replay) -> None:
+    def _on_read(self, task: asyncio.Task[None], key: _Key, replay: Replay) -> None:
         self._reads.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not replay.waiting and not isinstance(error, CommandError):
+        if replay.waiting:
+            return
+        self._keep(key, replay)
+        if error is not None and not isinstance(error, CommandError):
             self._log.error("a replay failed after those who asked for it had gone", exc_info=error)
 
     # -- keeping -------------------------------------------------------------------------------------------------

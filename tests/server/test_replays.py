@@ -238,7 +238,9 @@ async def test_who_goes_away_takes_nothing_from_the_others(tmp_path: Path) -> No
         assert general.store.pages == 1
 
 
-async def test_a_read_whose_askers_have_all_gone_is_kept_for_who_comes_next(tmp_path: Path) -> None:
+async def test_a_read_whose_askers_have_all_gone_is_kept_for_who_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It ends by itself, and nothing of it is left when it is too old."""
     async with opened(tmp_path) as general:
         await general.publish(*range(20))
@@ -246,9 +248,34 @@ async def test_a_read_whose_askers_have_all_gone_is_kept_for_who_comes_next(tmp_
         (gone,) = general.resumes(1, 0)
         await eventually(lambda: general.store.reading)
         gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
         general.store.may_read.set()
+        await eventually(lambda: not general.replays._reads)
+        assert general.replays.size > 0
         assert await general.resume(0) == list(range(20))
         assert general.store.pages == 1
+        monkeypatch.setattr(replays, "KEPT_SECONDS", 0.01)
+        general.replays._on_timer()
+        await eventually(lambda: not len(general.replays))
+        assert (general.replays.size, general.room.copies) == (0, ())
+
+
+async def test_a_read_whose_askers_have_all_gone_reads_no_further(tmp_path: Path) -> None:
+    """The step that is under way ends, and whoever comes next goes on from there."""
+    async with opened(tmp_path) as general:
+        await general.publish(*range(250))
+        general.store.may_read.clear()
+        (gone,) = general.resumes(1, 0)
+        await eventually(lambda: general.store.reading)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        general.store.may_read.set()
+        await eventually(lambda: not general.replays._reads)
+        assert general.store.pages == 1
+        assert await general.resume(0) == list(range(250))
+        assert general.store.pages == 3
 
 
 @pytest.mark.parametrize(
