@@ -201,8 +201,8 @@ class Replays:
         self._are_kept = are_kept
         self._limits = limits
         self._log = logger
-        # Those that were asked for last are last.
         self._replays: dict[_Key, Replay] = {}
+        # Of those that nobody waits for and nothing reads; those that were asked for last are last.
         self._sizes: dict[_Key, int] = {}
         self._size = 0
         self._reads: set[asyncio.Task[None]] = set()
@@ -213,7 +213,7 @@ class Replays:
 
     @property
     def size(self) -> int:
-        """The sum of the sizes of what is kept."""
+        """The sum of the sizes of what is kept, without what is being read or waited for."""
         return self._size
 
     async def get(
@@ -250,6 +250,7 @@ class Replays:
             self._keep(key, replay)
 
     def _find(self, key: _Key) -> Replay:
+        """Return what is to be waited for, which is not among the unused from here on."""
         replay = self._replays.get(key)
         if replay is not None and replay.is_void:
             self._drop(key, replay)
@@ -258,6 +259,7 @@ class Replays:
             room, after, names = key
             replay = self._replays[key] = Replay(room, names, after)
             room.copies = (*room.copies, replay)
+        self._size -= self._sizes.pop(key, 0)
         return replay
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -338,29 +340,27 @@ class Replays:
             return
         loop = asyncio.get_running_loop()
         replay.used_at = loop.time()
-        del self._replays[key]
-        self._replays[key] = replay
+        if replay.waiting or replay.reading is not None:
+            return
         size = replay.size
-        self._size += size - self._sizes.get(key, 0)
+        # Again, if its last asker has gone in the moment in which its read has ended.
+        self._size += size - self._sizes.pop(key, 0)
         self._sizes[key] = size
-        if len(self._replays) > MOST_KEPT or self._size > MOST_KEPT_BYTES:
-            self._drop_unused(lambda _: len(self._replays) > MOST_KEPT or self._size > MOST_KEPT_BYTES)
-        if self._timer is None and self._replays:
+        while len(self._sizes) > MOST_KEPT or self._size > MOST_KEPT_BYTES:
+            self._drop_oldest()
+        if self._timer is None and self._sizes:
             self._timer = loop.call_later(KEPT_SECONDS, self._on_timer)
 
     def _on_timer(self) -> None:
         loop = asyncio.get_running_loop()
         used_since = loop.time() - KEPT_SECONDS
-        self._drop_unused(lambda replay: replay.used_at <= used_since)
-        self._timer = loop.call_later(KEPT_SECONDS, self._on_timer) if self._replays else None
+        while self._sizes and self._replays[next(iter(self._sizes))].used_at <= used_since:
+            self._drop_oldest()
+        self._timer = loop.call_later(KEPT_SECONDS, self._on_timer) if self._sizes else None
 
-    def _drop_unused(self, is_dropped: Callable[[Replay], bool]) -> None:
-        """Drop from the one that was not used the longest on, while *is_dropped*; not those that are waited for."""
-        for key, replay in list(self._replays.items()):
-            if not is_dropped(replay):
-                return
-            if not replay.waiting and replay.reading is None:
-                self._drop(key, replay)
+    def _drop_oldest(self) -> None:
+        key = next(iter(self._sizes))
+        self._drop(key, self._replays[key])
 
     def _drop(self, key: _Key, replay: Replay) -> None:
         # Whoever still waits for it looks again: it is told of nothing from now on.

@@ -424,6 +424,28 @@ async def test_replays_are_bounded_and_forgotten(tmp_path: Path, monkeypatch: py
         assert not general.room.copies
 
 
+async def test_what_is_being_read_is_kept_besides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of it than may be kept takes the place of nothing that is kept."""
+    monkeypatch.setattr(replays, "MOST_KEPT", 2)
+    async with opened(tmp_path) as general:
+        await general.publish(*range(40))
+        await general.resume(0)
+        size = general.replays.size
+        assert size > 0
+        general.store.may_read.clear()
+        crowd = [task for after in range(1, 6) for task in general.resumes(1, after)]
+        await eventually(lambda: len(general.replays) == 6)
+        assert general.replays.size == size
+        pages = general.store.pages
+        assert await general.resume(0) == list(range(40))
+        assert (general.store.pages, general.replays.size) == (pages, size)
+        general.store.may_read.set()
+        assert await asyncio.gather(*crowd) == [list(range(after, 40)) for after in range(1, 6)]
+        assert len(general.replays) == len(general.room.copies) == 2
+        kept = general.replays._replays.values()
+        assert general.replays.size == sum(replay.size for replay in kept)
+
+
 async def test_a_store_that_keeps_nothing_keeps_no_replays() -> None:
     """What has left memory is gone there, and nothing would tell a replay."""
     dialogue = Dialogue({"general": RoomConfig(events=[message])}, store=MemoryStore())
