@@ -73,6 +73,7 @@ class Replay:
         "_first_keyed",
         "_first_positions",
         "_joined",
+        "_removed",
         "_seqs",
         "is_over",
         "is_void",
@@ -96,6 +97,8 @@ class Replay:
         self._events: list[EncodedEvent] = []
         self._seqs: list[int] = []
         self._first_positions: dict[str, int] = {}
+        # By stream: through which position it has been removed.
+        self._removed: dict[str, int] = {}
         # The events' messages without keys, and where each ends; not up to date while None.
         self._joined: bytes | None = b""
         self._ends: list[int] = []
@@ -129,6 +132,9 @@ class Replay:
         self.through = through
         if self._joined is not None:
             self._append(events, len(self._events) - len(events))
+        if self._removed and any(event.position <= self._removed.get(event.event, 0) for event in events):
+            # The log was read before, and is told of only now.
+            self.is_void = True
 
     def _append(self, events: Sequence[EncodedEvent], at: int) -> None:
         if not events:
@@ -174,8 +180,10 @@ class Replay:
 
     def removed(self, event_name: str, through: int) -> None:
         """Take note that a stream's events up to position *through* are not in the log any more."""
-        # What a read that is running will find is not known.
-        if self.reading is not None or self._first_positions.get(event_name, through + 1) <= through:
+        if event_name not in self.names:
+            return
+        self._removed[event_name] = max(through, self._removed.get(event_name, 0))
+        if self._first_positions.get(event_name, through + 1) <= through:
             self.is_void = True
 
 

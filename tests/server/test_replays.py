@@ -349,6 +349,35 @@ async def test_what_is_removed_while_it_is_read_is_read_again(tmp_path: Path) ->
         assert general.store.pages == 2
 
 
+@pytest.mark.parametrize(("name", "through"), [("note", 5), ("message", 20)])
+async def test_what_is_removed_beside_a_read_does_not_begin_it_again(
+    tmp_path: Path, name: str, through: int
+) -> None:
+    """Events of a stream that nobody has asked for, or from before all that is read."""
+    async with opened(tmp_path) as general:
+        for number in range(5):
+            await general.dialogue.trigger("general", note, number)
+        await general.publish(*range(40))
+        general.store.may_answer.clear()
+        seqs = []
+
+        async def come() -> None:
+            found = await general.replays.get(
+                general.room, ["message"], after=25, through=general.room.last_seq, user_id="ann"
+            )
+            assert found is not None
+            seqs.append([event.seq for event in found.events])
+
+        crowd = [asyncio.create_task(come()) for _ in range(3)]
+        await eventually(lambda: general.store.answering)
+        await general.store.remove("general", name, through)
+        await general.hub.open_rooms.expire("general", name, through)
+        general.store.may_answer.set()
+        await asyncio.gather(*crowd)
+        assert seqs == [list(range(26, 46))] * 3
+        assert general.store.pages == 1
+
+
 async def test_a_room_that_is_read_again_has_other_replays(tmp_path: Path) -> None:
     """Those of the room that was dropped are told of nothing any more."""
     async with opened(tmp_path) as general:
