@@ -170,6 +170,12 @@ class Replay:
             return Replayed(events, encoded_for(events, user_id))
         return Replayed(events, [joined if end == len(joined) else joined[:end]])
 
+    def empty(self) -> None:
+        """Keep no events; nobody gets a part any more."""
+        self._events, self._seqs, self._ends, self._joined = [], [], [], b""
+        self._first_keyed.clear()
+        self.through = -1
+
     def replaced(self, event: EncodedEvent) -> None:
         """Put *event* in the place of its earlier form."""
         assert event.seq is not None
@@ -350,6 +356,9 @@ class Replays:
         replay.used_at = loop.time()
         if replay.waiting or replay.reading is not None:
             return
+        if replay.is_over:
+            # Who comes from here on is to get more than it has: that it is over is all there is to know.
+            replay.empty()
         size = replay.size
         # Again, if its last asker has gone in the moment in which its read has ended.
         self._size += size - self._sizes.pop(key, 0)

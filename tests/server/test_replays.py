@@ -398,9 +398,17 @@ async def test_a_deleted_room_replays_nothing(tmp_path: Path) -> None:
     """Whoever waits while it is deleted gets none of its events."""
     async with opened(tmp_path, room_id="made:one") as general:
         await general.publish(*range(20))
-        assert await general.resume(0) == list(range(20))
+        assert await general.resume(10) == list(range(10, 20))
+        (kept,) = general.replays._replays.values()
+        pages, general.store.answering = general.store.pages, 0
+        general.store.may_answer.clear()
+        crowd = general.resumes(2, 0)
+        await eventually(lambda: general.store.answering)
         await general.dialogue.delete_room(general.room.room_id)
-        assert general.room.copies[0].is_void  # type: ignore[attr-defined]
+        general.store.may_answer.set()
+        assert await asyncio.gather(*crowd) == [None] * 2
+        assert general.store.pages == pages + 2
+        assert kept.is_void
         general.room = await general.hub.open_rooms.open(general.room.room_id)
         assert await general.resume(0) is None
 
@@ -415,10 +423,15 @@ async def test_too_much_is_not_recovered_for_anyone(tmp_path: Path, is_hot: bool
         await general.publish(20)
         assert await general.resume(0) is None
         assert await general.resume(1) == list(range(1, 21))
-        pages = general.store.pages
+        pages, size = general.store.pages, general.replays.size
         assert await general.resume(0) is None
         assert general.store.pages == pages
+        # Of what nobody can get nothing is kept.
+        over = next(replay for key, replay in general.replays._replays.items() if key[1] == 0)
+        assert (len(over), over.size, general.replays.size) == (0, 0, size)
         assert await general.resume(21) == []
+        await general.dialogue.edit("general", 5, "new")
+        assert await general.resume(0) is None
 
 
 async def test_too_many_bytes_are_not_recovered(tmp_path: Path) -> None:
