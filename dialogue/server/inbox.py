@@ -70,7 +70,7 @@ class Inbox:
                 if user.arrival.loading is not None:
                     user.arrival.loading.cancel()
                 self._hub.metrics.members_dropped.inc(len(user.arrival.joined))
-        await self._reads.aclose()
+        await self._reads.aclose(until=until)
         await self.writes.aclose(until=until)
 
     # -- who is online -------------------------------------------------------------------------------------------

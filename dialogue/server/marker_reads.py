@@ -7,12 +7,14 @@ loop's, which are those of the rooms that people look at.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from ..errors import Internal, StoreUnavailable
+from ..errors import Internal, StoreBusy, StoreUnavailable
 from ..storage.directory import Marker
+from ..storage.ending import end_tasks
 
 if TYPE_CHECKING:
     from .hub import Hub
@@ -43,12 +45,12 @@ class MarkerReads:
         # alone with it.
         self._most = USERS_PER_READ
 
-    async def aclose(self) -> None:
-        """Read no more; who still waits is not told. May be called twice."""
-        readers = list(self._readers)
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+    async def aclose(self, *, until: float | None) -> None:
+        """Read no more, waiting until loop time *until* for the calls in flight; who still waits is not told.
+
+        May be called twice.
+        """
+        await end_tasks(list(self._readers), until=math.inf if until is None else until)
 
     async def read(self, user_id: str) -> Sequence[Marker]:
         """Return a user's markers, by a call that begins after this one.
@@ -105,7 +107,9 @@ class MarkerReads:
                 await self._read_some(taken, list(taken))
             self._most = min(USERS_PER_READ, 2 * self._most)
         except StoreUnavailable as error:
-            self._most = max(1, self._most // 2)
+            if not isinstance(error, StoreBusy):
+                # Of a crowd of reads smaller calls would only make a larger one.
+                self._most = max(1, self._most // 2)
             for user_id in list(taken):
                 _fail(taken.pop(user_id), error)
         except Exception as error:

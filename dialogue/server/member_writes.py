@@ -52,6 +52,10 @@ class MemberWrites:
         self._removing: Counter[tuple[str, str]] = Counter()
         # Who writes or removes members of a room; a deletion of the room takes its turn among them.
         self.turns = Turns()
+        # Halved by each failure: one membership that the store cannot take is soon alone with it.
+        self._most = MEMBERS_PER_WRITE
+        # Calls that have failed since the last one that did not.
+        self._failures = 0
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -223,7 +227,7 @@ class MemberWrites:
         for room_id, members in self._waiting.items():
             # Only turns that are free: nobody is waited for while others wait for the turns that are taken already.
             if self.turns.is_free(room_id):
-                if chosen and count + len(members) > MEMBERS_PER_WRITE:
+                if chosen and count + len(members) > self._most:
                     break
                 chosen.append(room_id)
                 count += len(members)
@@ -241,8 +245,15 @@ class MemberWrites:
         directory = self._hub.store.directory
         self._in_flight.update(taken)
         try:
-            while part := _first(taken, MEMBERS_PER_WRITE):
-                added = await directory.add_members(part)
+            while part := _first(taken, self._most):
+                try:
+                    added = await directory.add_members(part)
+                except StoreUnavailable:
+                    self._most = max(1, sum(map(len, part.values())) // 2)
+                    _put_last(taken, part)
+                    raise
+                self._most = min(MEMBERS_PER_WRITE, 2 * self._most)
+                self._failures = 0
                 removed = []
                 for room_id, wanted in part.items():
                     members = taken[room_id]
@@ -263,19 +274,22 @@ class MemberWrites:
                 del self._in_flight[room_id]
 
     async def _run(self) -> None:
-        hub, failures = self._hub, 0
         while True:
             await self._arrived.wait()
             self._arrived.clear()
+            is_told = False
             while self._waiting:
                 try:
                     await self._write_some()
-                    failures = 0
                 except StoreUnavailable as error:
-                    if not failures:
-                        hub.log.warning("memberships cannot be written now and are tried again: %s", error)
-                    failures += 1
-                    await self.back_off(failures)
+                    # Once until all is written: of one that is never taken not after each that is.
+                    if not is_told:
+                        self._hub.log.warning(
+                            "memberships cannot be written now and are tried again: %s", error
+                        )
+                        is_told = True
+                    self._failures += 1
+                    await self.back_off(self._failures)
 
     async def back_off(self, failures: int) -> None:
         """Wait before the store is asked again, after so many failures in a row."""
@@ -298,3 +312,12 @@ def _first(taken: dict[str, Members], limit: int) -> dict[str, Members]:
             part[room_id] = dict(islice(members.items(), left))
             left -= len(part[room_id])
     return part
+
+
+def _put_last(taken: dict[str, Members], part: dict[str, Members]) -> None:
+    """Have the members of *part* come last in their rooms: others are not to wait behind them."""
+    for room_id, wanted in part.items():
+        members = taken[room_id]
+        for user_id in wanted:
+            if user_id in members:
+                members[user_id] = members.pop(user_id)

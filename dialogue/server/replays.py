@@ -73,6 +73,7 @@ class Replay:
         "_first_keyed",
         "_first_positions",
         "_joined",
+        "_removed",
         "_seqs",
         "is_over",
         "is_void",
@@ -96,6 +97,8 @@ class Replay:
         self._events: list[EncodedEvent] = []
         self._seqs: list[int] = []
         self._first_positions: dict[str, int] = {}
+        # By stream: through which position it has been removed.
+        self._removed: dict[str, int] = {}
         # The events' messages without keys, and where each ends; not up to date while None.
         self._joined: bytes | None = b""
         self._ends: list[int] = []
@@ -129,6 +132,9 @@ class Replay:
         self.through = through
         if self._joined is not None:
             self._append(events, len(self._events) - len(events))
+        if self._removed and any(event.position <= self._removed.get(event.event, 0) for event in events):
+            # The log was read before, and is told of only now.
+            self.is_void = True
 
     def _append(self, events: Sequence[EncodedEvent], at: int) -> None:
         if not events:
@@ -164,6 +170,12 @@ class Replay:
             return Replayed(events, encoded_for(events, user_id))
         return Replayed(events, [joined if end == len(joined) else joined[:end]])
 
+    def empty(self) -> None:
+        """Keep no events; nobody gets a part any more."""
+        self._events, self._seqs, self._ends, self._joined = [], [], [], b""
+        self._first_keyed.clear()
+        self.through = -1
+
     def replaced(self, event: EncodedEvent) -> None:
         """Put *event* in the place of its earlier form."""
         assert event.seq is not None
@@ -174,8 +186,10 @@ class Replay:
 
     def removed(self, event_name: str, through: int) -> None:
         """Take note that a stream's events up to position *through* are not in the log any more."""
-        # What a read that is running will find is not known.
-        if self.reading is not None or self._first_positions.get(event_name, through + 1) <= through:
+        if event_name not in self.names:
+            return
+        self._removed[event_name] = max(through, self._removed.get(event_name, 0))
+        if self._first_positions.get(event_name, through + 1) <= through:
             self.is_void = True
 
 
@@ -201,8 +215,8 @@ class Replays:
         self._are_kept = are_kept
         self._limits = limits
         self._log = logger
-        # Those that were asked for last are last.
         self._replays: dict[_Key, Replay] = {}
+        # Of those that nobody waits for and nothing reads; those that were asked for last are last.
         self._sizes: dict[_Key, int] = {}
         self._size = 0
         self._reads: set[asyncio.Task[None]] = set()
@@ -213,7 +227,7 @@ class Replays:
 
     @property
     def size(self) -> int:
-        """The sum of the sizes of what is kept."""
+        """The sum of the sizes of what is kept, without what is being read or waited for."""
         return self._size
 
     async def get(
@@ -242,7 +256,7 @@ class Replays:
                 if replay.covers(through):
                     return replay.part(through, user_id=user_id, limits=self._limits)
                 if replay.reading is None and not self._read_memory(replay):
-                    self._start(replay)
+                    self._start(key, replay)
                 if replay.reading is not None:
                     await self._result_of(replay.reading)
         finally:
@@ -250,6 +264,7 @@ class Replays:
             self._keep(key, replay)
 
     def _find(self, key: _Key) -> Replay:
+        """Return what is to be waited for, which is not among the unused from here on."""
         replay = self._replays.get(key)
         if replay is not None and replay.is_void:
             self._drop(key, replay)
@@ -258,6 +273,7 @@ class Replays:
             room, after, names = key
             replay = self._replays[key] = Replay(room, names, after)
             room.copies = (*room.copies, replay)
+        self._size -= self._sizes.pop(key, 0)
         return replay
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -273,17 +289,18 @@ class Replays:
             self._take(replay, part.events, part, through)
         return True
 
-    def _start(self, replay: Replay) -> None:
+    def _start(self, key: _Key, replay: Replay) -> None:
         # A task of its own: whoever began it may go away, and the others still get what it finds.
         task = replay.reading = asyncio.create_task(self._read_log(replay), name="dialogue-replay")
         self._reads.add(task)
-        task.add_done_callback(lambda done: self._on_read(done, replay))
+        task.add_done_callback(lambda done: self._on_read(done, key, replay))
 
     async def _read_log(self, replay: Replay) -> None:
         """Go on to the present."""
         room = replay.room
         try:
-            while not replay.covers(room.last_seq) and not replay.is_void:
+            # For those who wait: what all of them have left is not read to its end.
+            while replay.waiting and not replay.covers(room.last_seq) and not replay.is_void:
                 with room.watch() as replaced:
                     through = room.last_seq
                     part = await self._run(room.room_id, self._next(replay, through))
@@ -317,10 +334,13 @@ class Replays:
             # Each who waits is answered with an error of its own.
             raise busy() if isinstance(error, StoreBusy) else copy(error) from error
 
-    def _on_read(self, task: asyncio.Task[None], replay: Replay) -> None:
+    def _on_read(self, task: asyncio.Task[None], key: _Key, replay: Replay) -> None:
         self._reads.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not replay.waiting and not isinstance(error, CommandError):
+        if replay.waiting:
+            return
+        self._keep(key, replay)
+        if error is not None and not isinstance(error, CommandError):
             self._log.error("a replay failed after those who asked for it had gone", exc_info=error)
 
     # -- keeping -------------------------------------------------------------------------------------------------
@@ -334,29 +354,30 @@ class Replays:
             return
         loop = asyncio.get_running_loop()
         replay.used_at = loop.time()
-        del self._replays[key]
-        self._replays[key] = replay
+        if replay.waiting or replay.reading is not None:
+            return
+        if replay.is_over:
+            # Who comes from here on is to get more than it has: that it is over is all there is to know.
+            replay.empty()
         size = replay.size
-        self._size += size - self._sizes.get(key, 0)
+        # Again, if its last asker has gone in the moment in which its read has ended.
+        self._size += size - self._sizes.pop(key, 0)
         self._sizes[key] = size
-        if len(self._replays) > MOST_KEPT or self._size > MOST_KEPT_BYTES:
-            self._drop_unused(lambda _: len(self._replays) > MOST_KEPT or self._size > MOST_KEPT_BYTES)
-        if self._timer is None and self._replays:
+        while len(self._sizes) > MOST_KEPT or self._size > MOST_KEPT_BYTES:
+            self._drop_oldest()
+        if self._timer is None and self._sizes:
             self._timer = loop.call_later(KEPT_SECONDS, self._on_timer)
 
     def _on_timer(self) -> None:
         loop = asyncio.get_running_loop()
         used_since = loop.time() - KEPT_SECONDS
-        self._drop_unused(lambda replay: replay.used_at <= used_since)
-        self._timer = loop.call_later(KEPT_SECONDS, self._on_timer) if self._replays else None
+        while self._sizes and self._replays[next(iter(self._sizes))].used_at <= used_since:
+            self._drop_oldest()
+        self._timer = loop.call_later(KEPT_SECONDS, self._on_timer) if self._sizes else None
 
-    def _drop_unused(self, is_dropped: Callable[[Replay], bool]) -> None:
-        """Drop from the one that was not used the longest on, while *is_dropped*; not those that are waited for."""
-        for key, replay in list(self._replays.items()):
-            if not is_dropped(replay):
-                return
-            if not replay.waiting and replay.reading is None:
-                self._drop(key, replay)
+    def _drop_oldest(self) -> None:
+        key = next(iter(self._sizes))
+        self._drop(key, self._replays[key])
 
     def _drop(self, key: _Key, replay: Replay) -> None:
         # Whoever still waits for it looks again: it is told of nothing from now on.

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dialogue import Dialogue, MemoryStore
+from dialogue import Dialogue, MemoryStore, StoreUnavailable
+from dialogue.server.member_writes import MEMBERS_PER_WRITE
 from dialogue.storage.directory import Place
 from dialogue.testing import FaultyStore
 
@@ -238,6 +239,47 @@ async def test_a_room_that_cannot_be_written_takes_no_other_with_it(caplog: pyte
         assert [marker.room_id for marker in await store.directory.markers("alice")] == ["topic:0", "topic:2"]
         assert "dialogue_members_dropped_total 1.0" in dialogue.metrics.render().decode()
         assert caplog.text.count("ZeroDivisionError: not this one") == 2
+
+
+@pytest.mark.parametrize("is_one_room", [True, False])
+async def test_a_membership_that_is_never_taken_keeps_no_other_waiting(
+    is_one_room: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calls become smaller until it is alone; once it is taken they become larger again."""
+    store = FaultyStore(MemoryStore())
+    add_members, calls = store.directory.add_members, list[int]()
+    places = [("general" if is_one_room else f"topic:{n}", f"user{n}") for n in range(40)]
+    is_refused = True
+
+    async def refuses(rooms: Any) -> Any:
+        calls.append(sum(map(len, rooms.values())))
+        if is_refused and any("user1" in members for members in rooms.values()):
+            raise StoreUnavailable("this one")
+        return await add_members(rooms)
+
+    store.directory.add_members = refuses  # type: ignore[method-assign]
+    dialogue = chat(store)
+    async with dialogue.lifespan():
+        writes = dialogue.hub().inbox.writes
+        for room_id, user_id in places:
+            writes.put(room_id, user_id, Place(0, 0))
+        others = [place for place in places if place[1] != "user1"]
+        await eventually(lambda: not any(writes.is_waiting(*place) for place in others))
+        assert calls[:3] == [40, 20, 10]
+        for room_id, user_id in others:
+            assert [marker.room_id for marker in await store.directory.markers(user_id)] == [room_id]
+        (room_id,) = {room_id for room_id, user_id in places if user_id == "user1"}
+        assert writes.is_waiting(room_id, "user1")
+        assert caplog.text.count("memberships cannot be written now") == 1
+        is_refused = False
+        await writes.write(room_id)
+        assert [marker.room_id for marker in await store.directory.markers("user1")] == [room_id]
+        for _ in range(10):
+            for place in places:
+                writes.put(*place, Place(0, 0))
+            await eventually(lambda: not writes._waiting and not writes._in_flight)
+        assert calls[-1] == 40
+        assert writes._most == MEMBERS_PER_WRITE
 
 
 async def test_memberships_are_written_in_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> None:

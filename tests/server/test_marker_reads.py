@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from dialogue import Dialogue, MemoryStore, StoreUnavailable
+from dialogue.errors import StoreBusy
 from dialogue.server import marker_reads
 from dialogue.server.marker_reads import READS_AT_ONCE, USERS_PER_READ, MarkerReads
 from dialogue.storage.directory import Marker
@@ -75,8 +77,8 @@ async def of() -> AsyncIterator[Reads]:
             await store.directory.add_member(f"topic:{n}", [user_id])
         reads = Reads(dialogue, store)
         yield reads
-        await reads.reads.aclose()
-        await reads.reads.aclose()
+        await reads.reads.aclose(until=None)
+        await reads.reads.aclose(until=None)
         assert not reads.reads._waiting
         assert not reads.reads._readers
 
@@ -157,6 +159,18 @@ async def test_all_of_a_call_that_fails_are_told(of: Reads) -> None:
     assert max(sizes) == USERS_PER_READ
 
 
+async def test_a_store_that_is_busy_is_not_asked_in_smaller_calls(of: Reads) -> None:
+    """There are too many calls already."""
+
+    async def fail(user_ids: Collection[str]) -> None:
+        raise StoreBusy
+
+    of.before = fail
+    told = await asyncio.gather(*of.begin(*users(600)), return_exceptions=True)
+    assert all(isinstance(error, StoreBusy) for error in told)
+    assert [len(call) for call in of.calls] == [USERS_PER_READ, USERS_PER_READ, 600 - 2 * USERS_PER_READ]
+
+
 async def test_one_who_cannot_be_read_is_soon_alone_with_it(of: Reads) -> None:
     """Those who are read with it may be told to try again, and are read then."""
 
@@ -205,12 +219,36 @@ async def test_a_directory_that_answers_nothing_is_not_asked_for_ever(of: Reads)
     assert len(of.calls) == 3
 
 
+async def test_a_close_waits_no_longer_than_it_may(of: Reads) -> None:
+    """Though a directory's call does not let itself be cancelled."""
+    held, is_held = asyncio.Event(), False
+
+    async def hold(user_ids: Collection[str]) -> None:
+        nonlocal is_held
+        is_held = True
+        while not held.is_set():
+            with suppress(asyncio.CancelledError):
+                await held.wait()
+
+    of.before = hold
+    [task] = of.begin("user001")
+    await eventually(lambda: is_held)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with asyncio.timeout(10):
+        await of.reads.aclose(until=began + 0.1)
+    assert 0.05 <= loop.time() - began < 5
+    assert not task.done()
+    held.set()
+    assert rooms_of(await task) == ["general", "topic:1"]
+
+
 async def test_a_close_leaves_nobody_waiting(of: Reads) -> None:
     """Whose call is cut is cancelled; readers that have not begun end too."""
     of.hold()
     tasks = of.begin("user001")
     await eventually(lambda: bool(of.calls))
-    await of.reads.aclose()
+    await of.reads.aclose(until=None)
     await asyncio.wait(tasks)
     assert tasks[0].cancelled()
     [task] = of.begin("user002")

@@ -238,7 +238,9 @@ async def test_who_goes_away_takes_nothing_from_the_others(tmp_path: Path) -> No
         assert general.store.pages == 1
 
 
-async def test_a_read_whose_askers_have_all_gone_is_kept_for_who_comes_next(tmp_path: Path) -> None:
+async def test_a_read_whose_askers_have_all_gone_is_kept_for_who_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It ends by itself, and nothing of it is left when it is too old."""
     async with opened(tmp_path) as general:
         await general.publish(*range(20))
@@ -246,9 +248,34 @@ async def test_a_read_whose_askers_have_all_gone_is_kept_for_who_comes_next(tmp_
         (gone,) = general.resumes(1, 0)
         await eventually(lambda: general.store.reading)
         gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
         general.store.may_read.set()
+        await eventually(lambda: not general.replays._reads)
+        assert general.replays.size > 0
         assert await general.resume(0) == list(range(20))
         assert general.store.pages == 1
+        monkeypatch.setattr(replays, "KEPT_SECONDS", 0.01)
+        general.replays._on_timer()
+        await eventually(lambda: not len(general.replays))
+        assert (general.replays.size, general.room.copies) == (0, ())
+
+
+async def test_a_read_whose_askers_have_all_gone_reads_no_further(tmp_path: Path) -> None:
+    """The step that is under way ends, and whoever comes next goes on from there."""
+    async with opened(tmp_path) as general:
+        await general.publish(*range(250))
+        general.store.may_read.clear()
+        (gone,) = general.resumes(1, 0)
+        await eventually(lambda: general.store.reading)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        general.store.may_read.set()
+        await eventually(lambda: not general.replays._reads)
+        assert general.store.pages == 1
+        assert await general.resume(0) == list(range(250))
+        assert general.store.pages == 3
 
 
 @pytest.mark.parametrize(
@@ -322,6 +349,35 @@ async def test_what_is_removed_while_it_is_read_is_read_again(tmp_path: Path) ->
         assert general.store.pages == 2
 
 
+@pytest.mark.parametrize(("name", "through"), [("note", 5), ("message", 20)])
+async def test_what_is_removed_beside_a_read_does_not_begin_it_again(
+    tmp_path: Path, name: str, through: int
+) -> None:
+    """Events of a stream that nobody has asked for, or from before all that is read."""
+    async with opened(tmp_path) as general:
+        for number in range(5):
+            await general.dialogue.trigger("general", note, number)
+        await general.publish(*range(40))
+        general.store.may_answer.clear()
+        seqs = []
+
+        async def come() -> None:
+            found = await general.replays.get(
+                general.room, ["message"], after=25, through=general.room.last_seq, user_id="ann"
+            )
+            assert found is not None
+            seqs.append([event.seq for event in found.events])
+
+        crowd = [asyncio.create_task(come()) for _ in range(3)]
+        await eventually(lambda: general.store.answering)
+        await general.store.remove("general", name, through)
+        await general.hub.open_rooms.expire("general", name, through)
+        general.store.may_answer.set()
+        await asyncio.gather(*crowd)
+        assert seqs == [list(range(26, 46))] * 3
+        assert general.store.pages == 1
+
+
 async def test_a_room_that_is_read_again_has_other_replays(tmp_path: Path) -> None:
     """Those of the room that was dropped are told of nothing any more."""
     async with opened(tmp_path) as general:
@@ -342,9 +398,17 @@ async def test_a_deleted_room_replays_nothing(tmp_path: Path) -> None:
     """Whoever waits while it is deleted gets none of its events."""
     async with opened(tmp_path, room_id="made:one") as general:
         await general.publish(*range(20))
-        assert await general.resume(0) == list(range(20))
+        assert await general.resume(10) == list(range(10, 20))
+        (kept,) = general.replays._replays.values()
+        pages, general.store.answering = general.store.pages, 0
+        general.store.may_answer.clear()
+        crowd = general.resumes(2, 0)
+        await eventually(lambda: general.store.answering)
         await general.dialogue.delete_room(general.room.room_id)
-        assert general.room.copies[0].is_void  # type: ignore[attr-defined]
+        general.store.may_answer.set()
+        assert await asyncio.gather(*crowd) == [None] * 2
+        assert general.store.pages == pages + 2
+        assert kept.is_void
         general.room = await general.hub.open_rooms.open(general.room.room_id)
         assert await general.resume(0) is None
 
@@ -359,10 +423,15 @@ async def test_too_much_is_not_recovered_for_anyone(tmp_path: Path, is_hot: bool
         await general.publish(20)
         assert await general.resume(0) is None
         assert await general.resume(1) == list(range(1, 21))
-        pages = general.store.pages
+        pages, size = general.store.pages, general.replays.size
         assert await general.resume(0) is None
         assert general.store.pages == pages
+        # Of what nobody can get nothing is kept.
+        over = next(replay for key, replay in general.replays._replays.items() if key[1] == 0)
+        assert (len(over), over.size, general.replays.size) == (0, 0, size)
         assert await general.resume(21) == []
+        await general.dialogue.edit("general", 5, "new")
+        assert await general.resume(0) is None
 
 
 async def test_too_many_bytes_are_not_recovered(tmp_path: Path) -> None:
@@ -395,6 +464,28 @@ async def test_replays_are_bounded_and_forgotten(tmp_path: Path, monkeypatch: py
         await eventually(lambda: not len(general.replays))
         assert general.replays.size == 0
         assert not general.room.copies
+
+
+async def test_what_is_being_read_is_kept_besides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of it than may be kept takes the place of nothing that is kept."""
+    monkeypatch.setattr(replays, "MOST_KEPT", 2)
+    async with opened(tmp_path) as general:
+        await general.publish(*range(40))
+        await general.resume(0)
+        size = general.replays.size
+        assert size > 0
+        general.store.may_read.clear()
+        crowd = [task for after in range(1, 6) for task in general.resumes(1, after)]
+        await eventually(lambda: len(general.replays) == 6)
+        assert general.replays.size == size
+        pages = general.store.pages
+        assert await general.resume(0) == list(range(40))
+        assert (general.store.pages, general.replays.size) == (pages, size)
+        general.store.may_read.set()
+        assert await asyncio.gather(*crowd) == [list(range(after, 40)) for after in range(1, 6)]
+        assert len(general.replays) == len(general.room.copies) == 2
+        kept = general.replays._replays.values()
+        assert general.replays.size == sum(replay.size for replay in kept)
 
 
 async def test_a_store_that_keeps_nothing_keeps_no_replays() -> None:
