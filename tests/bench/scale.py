@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from . import idle
-from .idle import ECHO, ONE_ROOM
+from .idle import ECHO, IN_FASTAPI, ONE_ROOM
 from .publish import VARIANTS
-from .sides import DURABLE, LOOP, SIDES
+from .sides import ASGI, DURABLE, LOOP, SIDES
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,14 +88,14 @@ MOMENT = Scale(
     reads=5,
     filled=2000,
     ring=500,
-    sides=(DURABLE, LOOP),
+    sides=(DURABLE, ASGI, LOOP),
     subscribers=10,
     fanout_seconds=0.1,
     latency_seconds=0.3,
     stores=("memory",),
     hot=120,
     idlers=100,
-    idle_sides=(ONE_ROOM, ECHO),
+    idle_sides=(ONE_ROOM, IN_FASTAPI, ECHO),
     slow=(4, 2),
     documents=(200.0, 0.3),
     rooms=20,

@@ -28,7 +28,7 @@ IN_SCENARIOS = {
 }
 """Those that a moment of some scenario starts."""
 
-OTHERS = {side.server: side for side in SIDES.values() if side.server not in IN_SCENARIOS}
+OTHERS = {side.server: side for side in SIDES.values() if side.server not in {*IN_SCENARIOS, *SERVERS}}
 
 ACKING = "bare_sqlite"
 

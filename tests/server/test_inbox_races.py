@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -177,6 +178,29 @@ async def test_nobody_becomes_a_member_of_a_room_that_is_being_deleted() -> None
             await client.answer(ref)
         assert await agree(dialogue) == {}
         assert await store.directory.members("topic:x", limit=10) == []
+
+
+async def test_a_close_waits_for_a_read_no_longer_than_it_may() -> None:
+    """Though the directory's call does not let itself be cancelled."""
+    store = FaultyStore(MemoryStore())
+    markers_of, held, reading = store.directory.markers_of, asyncio.Event(), asyncio.Event()
+
+    async def hold(user_ids: Any, *, limit: int) -> Any:
+        reading.set()
+        while not held.is_set():
+            with suppress(asyncio.CancelledError):
+                await held.wait()
+        return await markers_of(user_ids, limit=limit)
+
+    store.directory.markers_of = hold  # type: ignore[method-assign]
+    dialogue = chat(store)
+    async with serve(dialogue) as address, wire(address):
+        try:
+            await reading.wait()
+            async with asyncio.timeout(10):
+                await dialogue.hub().inbox.aclose(until=asyncio.get_running_loop().time() + 0.1)
+        finally:
+            held.set()
 
 
 async def test_a_load_that_ends_before_it_began_is_over() -> None:

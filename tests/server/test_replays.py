@@ -488,6 +488,34 @@ async def test_what_is_being_read_is_kept_besides(tmp_path: Path, monkeypatch: p
         assert general.replays.size == sum(replay.size for replay in kept)
 
 
+async def test_what_was_kept_and_is_read_on_is_not_among_the_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not dropped while somebody waits for it, also if others of those who wait have gone."""
+    monkeypatch.setattr(replays, "MOST_KEPT", 2)
+    async with opened(tmp_path) as general:
+        await general.publish(*range(40))
+        await general.resume(0)
+        assert general.replays.size > 0
+        await general.publish(*range(40, 60))
+        pages = general.store.pages
+        general.store.may_read.clear()
+        gone, left = general.resumes(2, 0)
+        await eventually(lambda: general.store.reading)
+        assert general.replays.size == 0
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+        assert general.replays.size == 0
+        for after in (57, 58, 59):
+            assert await general.resume(after) == list(range(after, 60))
+        assert len(general.replays) == 3
+        general.store.may_read.set()
+        assert await left == list(range(60))
+        assert len(general.replays) == 2
+        assert general.store.pages == pages + 1
+
+
 async def test_a_store_that_keeps_nothing_keeps_no_replays() -> None:
     """What has left memory is gone there, and nothing would tell a replay."""
     dialogue = Dialogue({"general": RoomConfig(events=[message])}, store=MemoryStore())
