@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidHandshake
 
+from dialogue import Dialogue, Limits
 from dialogue.server.pacing import Pacer
+
+from .harness import eventually, rooms, serve, wire
 
 
 async def turns_of(pacer: Pacer, count: int) -> list[int]:
@@ -87,3 +92,52 @@ async def test_others_are_served_between() -> None:
         await asyncio.sleep(0)
         served += 1
     assert served >= 500
+
+
+async def test_a_stop_waits_for_nobodys_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stands at the door, and who has gone and waits to be cleared away, are ended by a stop, and nothing stays."""
+    dialogue = Dialogue(rooms(), limits=Limits(stop_timeout_seconds=2))
+    await dialogue.start(port=0)
+    hub = dialogue.hub()
+    address = f"127.0.0.1:{dialogue.port}"
+    async with wire(address) as alice, wire(address, "bob") as bob:
+        for client in (alice, bob):
+            await client.ask("join", room="general")
+        turn, waiting = asyncio.Event(), 0
+
+        async def wait(*, is_arrival: bool = False) -> None:
+            nonlocal waiting
+            waiting += 1
+            await turn.wait()
+
+        monkeypatch.setattr(hub.pacer, "wait", wait)
+        bob.ws.transport.abort()
+        late = asyncio.create_task(connect(f"ws://{address}/ws").__aenter__())
+        await eventually(lambda: waiting == 2)
+        await dialogue.stop()
+        assert await alice.until_closed() == 1001
+        with pytest.raises((InvalidHandshake, ConnectionError, EOFError)):
+            await late
+    assert not hub.connections.sessions
+    assert not hub.connections._ending
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("dialogue-session")]
+
+
+async def test_whom_the_server_closes_waits_for_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is disconnected has left its rooms at once, however many others come and go."""
+    dialogue = Dialogue(rooms())
+    async with serve(dialogue) as address, wire(address) as alice, wire(address, "bob") as bob:
+        for client in (alice, bob):
+            await client.ask("join", room="general")
+        hub = dialogue.hub()
+        turn = asyncio.Event()
+
+        async def wait(*, is_arrival: bool = False) -> None:
+            await turn.wait()
+
+        monkeypatch.setattr(hub.pacer, "wait", wait)
+        (session,) = hub.connections.of("bob")
+        session.client.disconnect(code=4321)
+        assert await bob.until_closed() == 4321
+        assert hub.rooms["general"].size == 1
+        turn.set()
