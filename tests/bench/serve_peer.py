@@ -31,7 +31,7 @@ def serve_peer(app: Any, listener: socket.socket) -> None:
     # As `dialogue.server.collector` does.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 10, 5)
+    gc.set_threshold(10_000, 10, 2)
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(uvicorn.Server(config).serve([listener]))
 
