@@ -15,8 +15,8 @@ from .report import Figure
 from .scale import MOMENT
 from .scenarios import SCENARIOS
 
-LONGER = ("idle", "latency", "many_rooms", "resume_storm", "slow_readers", "soak")
-"""Several seconds each even for a moment: run by ``.ci/run``, and with the other slow tests."""
+LONGER = ("idle", "latency", "many_rooms", "pages", "publish", "resume_storm", "slow_readers", "soak")
+"""Seconds each even for a moment: run by ``.ci/run``, and with the other slow tests."""
 
 
 @pytest.mark.parametrize(
